@@ -8,7 +8,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pages import reference, results, topics
+from pages import narrow, reference, results, topics
 
 from kleiber.charts.theme import svg_to_png
 
@@ -51,3 +51,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = markdown.replace("<!-- topics -->", topics.overview(REPOSITORY))
     markdown = topics.relink(markdown, page.file.src_path)
     return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Labels the cells of tables for narrow windows."""
+    return narrow.with_labels(html)

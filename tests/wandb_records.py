@@ -51,6 +51,7 @@ def content(path: Path) -> dict[str, Any]:
                     "paths": paths,
                     "aliases": list(artifact.aliases),
                     "metadata": json.loads(artifact.metadata or "{}"),
+                    "used": artifact.use_after_commit,
                 }
             case "metric":
                 metric = record.metric

@@ -40,6 +40,7 @@ SITE_PATHS = {
     "](../../../docs/": "](../../",
     "](../../docs/": "](../../",
 }
+GALLERY = "results/gallery.md"
 CAPTIONS = {
     "allocation": "Compute-optimal model size against training compute",
     "arms": "Loss of each arm",
@@ -52,6 +53,7 @@ CAPTIONS = {
     "isoflop": "The best size grows with compute: the minima of the parabolas move to the right",
     "predicted": "The law predicts the runs as far as the points lie on the dashed line",
     "differences": "Differences between arms",
+    "envelope": "The lower hull of all training curves is the least loss that a budget has bought",
     "epsilon": "Loss and exposure of canaries against epsilon",
     "exponents": "Allocation exponent by counting convention and approach",
     "exposure": "Exposure of canaries against repetitions",
@@ -153,11 +155,14 @@ def read_study(folder: Path) -> Study:
     return Study(folder=folder, discussion=discussion.strip(), **yaml.safe_load(front))
 
 
-def navigation(repository: Path) -> list[dict[str, list[dict[str, str]]]]:
-    """Returns the entries of the navigation: a section a group."""
+def navigation(repository: Path) -> list[dict[str, str | list[dict[str, str]]]]:
+    """Returns the entries of the navigation: the gallery, and a section a group."""
     return [
-        {group: [{study.name: path_of(study)} for study in studies(repository) if study.group == group]}
-        for group in GROUPS
+        {"Gallery": GALLERY},
+        *(
+            {group: [{study.name: path_of(study)} for study in studies(repository) if study.group == group]}
+            for group in GROUPS
+        ),
     ]
 
 
@@ -167,7 +172,27 @@ def path_of(study: Study) -> str:
 
 def pages(repository: Path) -> dict[str, str]:
     """Returns the Markdown of every study's page by its path in the site."""
-    return {path_of(study): with_pictures(page(study, repository)) for study in studies(repository)}
+    texts = {path_of(study): with_pictures(page(study, repository)) for study in studies(repository)}
+    return {GALLERY: gallery(repository), **texts}
+
+
+def gallery(repository: Path) -> str:
+    """Returns the Markdown of the page with the figures of all studies, each a link to the page of its study."""
+    parts = ["# Gallery", "All figures of the recorded studies, by subject. A click leads to the study."]
+    for group in GROUPS:
+        parts.append(f"## {group}")
+        for study in studies(repository):
+            if study.group == group and study.figures:
+                parts += [f"### {study.question}", f'<div class="gallery" markdown>\n\n{thumbnails(study)}\n\n</div>']
+    return "\n\n".join(parts) + "\n"
+
+
+def thumbnails(study: Study) -> str:
+    """Returns the figures of a study as links to its page."""
+    pictures = (figure.relative_to(study.folder).with_suffix(".png") for figure in study.figures)
+    return "\n".join(
+        f"[![{caption(path)}]({study.name}/{path}){{ loading=lazy }}]({study.name}/index.md)" for path in pictures
+    )
 
 
 def figures(repository: Path) -> dict[str, Path]:
@@ -302,5 +327,8 @@ def tables_section(findings: Mapping[str, object]) -> str:
 
 
 def figure(path: Path, folder: Path) -> str:
-    caption = CAPTIONS.get(path.stem, path.stem.replace("_", " ").replace("-", ", ").capitalize())
-    return f"![{caption}]({path.relative_to(folder)})\n\n*{caption}.*"
+    return f"![{caption(path)}]({path.relative_to(folder)})\n\n*{caption(path)}.*"
+
+
+def caption(path: Path) -> str:
+    return CAPTIONS.get(path.stem, path.stem.replace("_", " ").replace("-", ", ").capitalize())

@@ -6,11 +6,11 @@ import posixpath
 import re
 from pathlib import Path
 
+from pages import links
 from pages.tables import table
 
 README = re.compile(r"\]\((?:\.\./)+src/kleiber_topics/(\w+)/README\.md")
 SIBLING = re.compile(r"\]\(\.\./(\w+)/README\.md")
-DOCS = re.compile(r"\]\((?:\.\./)+docs/")
 
 
 def readmes(repository: Path) -> dict[str, Path]:
@@ -22,8 +22,11 @@ def readmes(repository: Path) -> dict[str, Path]:
 def pages(repository: Path) -> dict[str, str]:
     """Returns the Markdown of the pages by their path in the site."""
     texts = {name: file.read_text(encoding="utf-8") for name, file in readmes(repository).items()}
-    linked = {name: SIBLING.sub(r"](\1.md", DOCS.sub("](../", text)) for name, text in texts.items()}
-    return {f"topics/{name}.md": text for name, text in linked.items()}
+    linked = {
+        f"topics/{name}.md": links.relink(text, f"topics/{name}.md", f"src/kleiber_topics/{name}")
+        for name, text in texts.items()
+    }
+    return {page: SIBLING.sub(r"](\1.md", text) for page, text in linked.items()}
 
 
 def navigation(repository: Path) -> list[dict[str, str]]:
@@ -46,9 +49,9 @@ def overview(repository: Path) -> str:
 
 
 def relink(markdown: str, page: str) -> str:
-    """Returns a page of the site with links to the pages of topics in place of those to their files.
+    """Returns a page of the site with links to pages of the site in place of those to files of the repository.
 
     page  its path in the site
     """
     to_topics = posixpath.relpath("topics", posixpath.dirname(page) or ".")
-    return README.sub(rf"]({to_topics}/\1.md", markdown)
+    return links.relink(README.sub(rf"]({to_topics}/\1.md", markdown), page)

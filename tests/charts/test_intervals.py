@@ -53,3 +53,31 @@ def test_series_of_one_line_have_places_and_a_legend():
     point = marks(estimates(rows, ["law", "isoflop"], "a", "Exponent", dodge=True).to_dict(), "point")[0]["encoding"]
     assert point["yOffset"]["sort"] == ["law", "isoflop"] and point["color"]["scale"]["range"] == KINDS[:2]
     assert "legend" not in point["color"] or point["color"]["legend"] is not None
+
+
+def test_lines_are_sorted_by_effect_and_an_arrow_points_to_the_better_side():
+    values = {"a": 0.3, "b": -0.2, "c": 0.1}
+    rows = [
+        {"series": name, "value": value, "lo": None, "hi": None, "better": "lower"} for name, value in values.items()
+    ]
+    encoding = marks(estimates(rows, [*values], "nats", "x", by_effect=True).to_dict(), "point")[0]["encoding"]
+    assert encoding["y"]["sort"] == ["b", "c", "a"] and encoding["x"]["title"] == "nats \N{LEFTWARDS ARROW} better"
+    higher = [{**row, "better": "higher"} for row in rows]
+    encoding = marks(estimates(higher, [*values], "", "x").to_dict(), "point")[0]["encoding"]
+    assert encoding["y"]["sort"] == [*values] and encoding["x"]["title"] == "better \N{RIGHTWARDS ARROW}"
+
+
+def test_panels_with_the_same_lines_name_them_once():
+    def named(rows):
+        panels = estimates(rows, "abc", "", "x", columns=2).to_dict()["concat"]
+        return [marks(panel, "point")[0]["encoding"]["y"]["axis"].get("labels", True) for panel in panels]
+
+    rows = [{"series": name, "value": 1.0, "lo": None, "hi": None, "panel": panel} for panel in "pqr" for name in "ab"]
+    assert named(rows) == [True, False, True]
+    assert named([*rows, {**rows[0], "series": "c"}]) == [True, True, True]
+
+
+def test_a_symlog_axis_has_ticks_on_both_sides_of_0():
+    rows = [{"series": name, "value": value, "lo": None, "hi": None} for name, value in {"a": -5.0, "b": 88.0}.items()]
+    x = marks(estimates(rows, "ab", "%", "x", symlog=True).to_dict(), "point")[0]["encoding"]["x"]
+    assert x["scale"]["type"] == "symlog" and x["axis"]["values"] == [-3, -1, 0, 1, 3, 10, 30]

@@ -13,6 +13,7 @@ import altair as alt
 from kleiber.charts.theme import (
     FONTS,
     KINDS,
+    METHODS,
     apply_theme,
     count_tip,
     format_count,
@@ -88,6 +89,9 @@ def test_colors_are_distinct_and_in_order():
     assert len(set(sequential_colors(5))) == 5 and sequential_colors(1) == ["#440154"]
     colors = kind_color(["a", "b"]).to_dict()["scale"]
     assert colors == {"domain": ["a", "b"], "range": KINDS[:2]} and len({*KINDS}) == len(KINDS)
+    named = kind_color(["plain", "Muon", "GELU", "x"]).to_dict()["scale"]["range"]
+    assert named[1:3] == [METHODS["Muon"], METHODS["GELU"]], "a method has one color on all pages"
+    assert named[0] == KINDS[0] and len({*named}) == 4
     assert kind_color(["c", "a"], order=["a", "b", "c"]).to_dict()["scale"]["range"] == [KINDS[2], KINDS[0]]
 
 

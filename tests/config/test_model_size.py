@@ -28,6 +28,7 @@ from kleiber.types.batch import Batch
 CHOICES = [
     [], ["model.depth=3", "model.width=96", "model.num_heads=6"], ["model/mlp=gelu"], ["model/attention=none"],
     ["model/mlp=relu2", "model.norm=sandwich"], ["model.norm=post"],
+    ["model.norm_type=layernorm", "model.norm=sandwich", "model.future=1"],
     ["model/attention=window"], ["model.tied=false"], ["model.num_heads=4", "model.num_kv_heads=2"],
     ["model=bert", "objective=mlm"], ["model=moe"], ["model=moe", "model.mlp.every=2", "model.mlp.num_shared=1"],
     ["model=moe", "model.depth=3", "model.mlp.dense_first=1", "model.mlp.granularity=2"],

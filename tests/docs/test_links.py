@@ -22,8 +22,13 @@ GENERATED = {**results.pages(REPOSITORY), **reference.pages(REPOSITORY), **topic
 SITE = {page: topics.relink(text, page) for page, text in {**WRITTEN, **GENERATED}.items()}
 SITE["results/index.md"] += results.overview(REPOSITORY)
 SITE["topics/index.md"] += topics.overview(REPOSITORY)
-IN_REPOSITORY = [REPOSITORY / "README.md", *REPOSITORY.glob("multirun/*/discussion.md")]
-IN_REPOSITORY += sorted(REPOSITORY.glob("multirun/results/*/discussion.md"))
+FOLDERS = (".", "docs", "multirun/golden", "multirun/results", "src/kleiber_topics")
+IN_REPOSITORY = sorted(
+    path
+    for folder in FOLDERS
+    for path in (REPOSITORY.glob("*.md") if folder == "." else (REPOSITORY / folder).rglob("*.md"))
+    if not path.name.endswith(SUFFIX)
+)
 
 
 def links(text: str) -> list[str]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import site_overflow
 from pages import reference, results
 from small_run import REPOSITORY
 
@@ -15,15 +16,31 @@ FETCHED = re.compile(
 )
 
 
-@pytest.mark.slow
-@pytest.mark.process
-def test_the_site_is_built_strictly_and_works_offline(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built strictly."""
+    home = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(home)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    pages = {str(path.relative_to(tmp_path / "site")): path.read_text() for path in tmp_path.rglob("*.html")}
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_the_site_is_built_strictly_and_works_offline(site):
+    pages = {str(path.relative_to(site)): path.read_text() for path in site.rglob("*.html")}
     for path in {**results.pages(REPOSITORY), **reference.pages(REPOSITORY)}:
         assert path.replace(".md", ".html") in pages
     assert [path for path, text in pages.items() if FETCHED.search(text)] == []
-    assert (tmp_path / "site/search/search_index.js").is_file()  # the index as a script: search works from the disk
+    assert (site / "search/search_index.js").is_file()  # the index as a script: search works from the disk
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_no_code_block_and_no_table_is_cut_on_a_phone_or_in_a_window(site):
+    if site_overflow.browser() is None:
+        pytest.skip("no Chromium here")
+    measured = site_overflow.measure(site)
+    assert measured["cut"] == [] and measured["counts"]["table"] > 1000

@@ -10,7 +10,8 @@ from kleiber.config.extensions import offers
 from kleiber.launch.cli import Group, app, main, parse_widths
 
 COMMANDS = {
-    "train", "config", "check", "runs", "plan", "plot", "diff", "reproduce", "compare", "report", "clean", "fit",
+    "train", "config", "check", "runs", "plan", "plot", "diff", "reproduce", "compare", "report", "publish", "clean",
+    "fit",
     "predict", "eval", "generate", "chat", "data", "export", "push", "import",
 }  # fmt: skip
 

@@ -90,6 +90,7 @@ REFUSED = {
     "Window": {"attention": partial(WindowAttention, window=4)},
     "GELU": {"mlp": GELU},
     "norm=post": {"norm": "post"},
+    "norm_type=layernorm": {"norm_type": "layernorm"},
     "positions=none": {"attention": partial(FullAttention, positions="none")},
     "positions=alibi": {"positions": "alibi"},
     "positions=learned": {"positions": "learned"},

@@ -9,7 +9,7 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, WindowAttention
 from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.latent import LatentAttention
-from kleiber.nn.mlp import GELU, SwiGLU
+from kleiber.nn.mlp import GELU, LayerNorm, RMSNorm, SwiGLU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.nn.patterns import NoMixing, layer_pattern
@@ -26,6 +26,7 @@ LAYERS = {  # other choices, in a model of two layers
     "value residual": {"attention": partial(FullAttention, value_residual=True)},
     "latent": {"attention": partial(LatentAttention, rank=6)},
     "pattern": {"attention": partial(layer_pattern, window=ATTENTIONS["window"])},
+    "layernorm": {"norm_type": "layernorm"},
 }
 COMPILED = LAYERS | {"plain": {"depth": 1}, "delta": {"attention": GatedDeltaNet}}
 
@@ -81,6 +82,27 @@ def test_a_block_normalizes_where_it_says(norm):
         x = x + block.residual * block.attention_output_norm(block.attention(block.attention_norm(x)))
         x = x + block.residual * block.mlp_output_norm(block.mlp(block.mlp_norm(x), batch)[0])
     torch.testing.assert_close(model(batch).hidden, model.norm(x))
+
+
+def test_layernorm_takes_the_place_of_every_norm_of_the_stream():
+    """The model computes what it computes with torch's own LayerNorm, and RMSNorm gives something else."""
+    model, tokens = build(norm_type="layernorm", norm="sandwich", future=1), torch.randint(VOCAB, (2, 7))
+    names = [name for name, module in model.named_modules() if isinstance(module, LayerNorm)]
+    assert len(names) == 4 * (len(model.blocks) + 1) + 2, "those of blocks, of the end, and of the head of later tokens"
+    for name in names:
+        norm = model.get_submodule(name)
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    hidden = model(Batch(tokens)).hidden
+    for name in names:
+        own = model.get_submodule(name)
+        other = torch.nn.LayerNorm(own.weight.shape[0], own.eps, dtype=torch.float64)
+        other.load_state_dict(own.state_dict())
+        model.set_submodule(name, other)
+    torch.testing.assert_close(model(Batch(tokens)).hidden, hidden)
+    for name in names:
+        model.set_submodule(name, RMSNorm(model.width).double())
+    assert (model(Batch(tokens)).hidden - hidden).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi", "learned", "none"])

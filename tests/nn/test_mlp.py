@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kleiber.config.model_size import gated_hidden
-from kleiber.nn.mlp import GELU, Normalized, ReLU2, RMSNorm, SwiGLU, gated
+from kleiber.nn.mlp import GELU, LayerNorm, Normalized, ReLU2, RMSNorm, SwiGLU, gated
 from kleiber.nn.mup import Site
 
 
@@ -53,6 +53,23 @@ def test_rms_norm_scales_rows_to_an_rms_of_one_times_the_gain():
     torch.nn.init.normal_(norm.weight)
     torch.testing.assert_close(norm(x), x / x.square().mean(-1, keepdim=True).sqrt() * norm.weight)
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_layer_norm_and_its_gradients_are_those_of_pytorch():
+    ours, theirs = LayerNorm(16, 1e-3), torch.nn.LayerNorm(16, 1e-3)
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 16) * 3 + 1
+    torch.testing.assert_close(ours(x), theirs(x))
+    for norm in (ours, theirs):
+        norm(x).square().sum().backward()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs.get_parameter(name).grad)
+    plain = LayerNorm(16, 0.0)(x)
+    torch.testing.assert_close(plain.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain.var(-1, correction=0), torch.ones(2, 5))
+    assert ours(x.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("shape", [(16,), (5, 16), (2, 3, 4, 16)])

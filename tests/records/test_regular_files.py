@@ -16,6 +16,7 @@ from kleiber.records.regular_files import (
     create,
     file_sha256,
     kind_of,
+    links_refused,
     make_folder,
     open_handle,
     open_to_add_lines,
@@ -173,3 +174,22 @@ def test_removing_and_renaming_leave_the_target_of_a_link(tmp_path, capsys):
     assert (tmp_path / "folder" / "thesis.txt").exists()
     remove(tmp_path / "folder")
     assert kind_of(tmp_path / "folder") is None and not any(tmp_path.iterdir())
+
+
+def test_within_links_refused_no_link_in_the_folder_is_read(tmp_path):
+    home, secret = tmp_path / "home", tmp_path / "secret"
+    secret.mkdir()
+    (home / "inner").mkdir(parents=True)
+    (secret / "file").write_text("x")
+    (home / "inner" / "file").write_text("y")
+    (home / "file").symlink_to(secret / "file")
+    (home / "folder").symlink_to(secret)
+    (home / "alias").symlink_to(home / "inner")
+    assert read_text(home / "folder" / "file", 9) == "x"
+    with links_refused(home):
+        for linked in ("file", "folder/file", "alias/file"):
+            with pytest.raises(DamagedFile, match="is a link"):
+                read_text(home / linked, 9)
+        assert read_text(home / "inner" / "file", 9) == "y"
+        assert read_text(secret / "file", 9) == "x", "links elsewhere are the reader's"
+    assert read_text(home / "file", 9) == "x"

@@ -1,6 +1,8 @@
 """A study in W&B, read back from its offline record, also where parts of it fail."""
 
 import json
+import re
+from pathlib import Path
 
 import altair as alt
 import pandas as pd
@@ -9,14 +11,17 @@ from fake_run import fake_stage, write_summary
 from wandb_records import read
 
 import kleiber.runs.run
+from kleiber.config.errors import Status
 from kleiber.launch.cli import main
 from kleiber.launch.main import main as launch
+from kleiber.records.catalog import Run
 from kleiber.studies import report
 from kleiber.studies import report as mirror
 from kleiber.studies.study import Findings
 
 from .ladders import write_tree
 
+RECORDED = Path(__file__).parents[2] / "multirun" / "results"
 LAW = {"schema": "kleiber.law/1", "law": "chinchilla", "params": {}}
 VERDICTS = [{"level": "warn", "code": "few", "text": "two sizes"}, {"level": "note", "code": "goal", "text": "met"}]
 TABLES = {
@@ -79,7 +84,12 @@ def check_all_arrived(folder):
             {key: row.get(key) for key in keys} for row in TABLES[title]
         ]
     assert rows_of(panels, files, "verdicts") == VERDICTS
+    assert (files / panels["report"]["path"]).read_bytes() == (folder / "report.html").read_bytes()
+    kept = {key for key in result["summary"] if not key.startswith("_")}
+    assert kept == {"answer", "question", "decision", "runs"}, "no figure or table"
     assert len(result["history"]) == 1, "panels of one report are one step"
+    used = {name for name, entry in result["artifacts"].items() if entry["used"] and entry["type"] == "run"}
+    assert used == {f"{path.parent.name}-run" for path in folder.glob("*/summary.json")} and used
     artifact = result["artifacts"][f"{folder.name}-study"]
     assert artifact["type"] == "study"
     assert artifact["paths"] == {"laws.json", "findings.json", "report.html", "runs.jsonl.gz"}
@@ -89,7 +99,31 @@ def check_all_arrived(folder):
 def test_all_of_a_study_arrives(study, capsys):
     assert main(["report", str(study), "--wandb"]) == 0
     check_all_arrived(study)
-    assert "not logged" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not logged" not in printed and "wandb sync" in printed
+    result, _, _ = record(study)
+    assert "study" in result["run"]["tags"] and result["config"]["logger.wandb.project"] == "lab"
+
+
+def test_claims_have_their_numbers_under_the_names_of_their_arms():
+    claims = json.loads((RECORDED / "six_questions" / "findings.json").read_text())["claims"]
+    summary = mirror.claim_summary([*claims, claims[0], {**claims[0], "against": None}])
+    assert len(summary) == 4 * (len(claims) + 2)
+    first = claims[0]
+    values = {"difference": first["value"], "low": first["lo"], "high": first["hi"], "decision": first["decision"]}
+    for name in (
+        "baseline_-_no_qk_norm",
+        "baseline_-_no_qk_norm_2",
+        re.sub(r"\W+", "_", first["text"])[:60].strip("_"),
+    ):
+        assert {key: summary[f"claims/{name}/{key}"] for key in values} == values
+
+
+def test_the_config_of_a_study_is_what_its_runs_share():
+    runs = [Run(Path("x"), Status.FINISHED, {}, {"config": config}) for config in (
+        {"model": {"depth": 1, "width": 8}, "a": None}, {"model": {"depth": 2, "width": 8}, "a": 1, "b": 1},
+    )]  # fmt: skip
+    assert mirror.common_config(runs) == {"model.width": 8}
 
 
 def test_a_sweep_mirrors_its_study_when_its_runs_were(study, tmp_path, monkeypatch):

@@ -1,14 +1,17 @@
 """W&B without a server, read back from its offline record: every option of the logger has an effect."""
 
 import json
+import re
 
 import pytest
 import wandb
+from fake_run import fake_stage
 from wandb_records import read
 
 from kleiber.launch.main import main
 from kleiber.records import wandb_run
 from kleiber.studies.laws import table
+from kleiber.training.wandb_mirror import WandbMirror, wandb_logger
 
 OFFLINE = ["logger=wandb", "logger.wandb.mode=offline", "callbacks.samples=null", "callbacks.log.every=2"]
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[4K,8K]"]
@@ -25,11 +28,14 @@ def test_tags_and_costs_and_axes_arrive(launch):
     assert record["run"]["tags"] == ["baseline", "small"] and record["run"]["type"] == "train"
     summary = record["summary"]
     assert summary["total/tokens"] == stage["tokens"] and summary["total/steps"] == stage["steps"]
-    for name in ("model", "executed", "six_nd"):
-        assert summary[f"total/flops/{name}"] == pytest.approx(stage["flops"][name])
+    assert summary["total/flops/model"] == pytest.approx(stage["flops"]["model"])
     assert summary["params/active"] == stage["params"]["active"] and summary["status"] == "finished"
     assert record["axes"]["*"] == "trainer/global_step"
-    assert record["artifacts"] == {}, "none unless asked for"
+    data = record["artifacts"].pop(f"tiny-{stage['data']['hash']}")
+    assert data["used"] and data["metadata"] == stage["data"], "what it is trained on"
+    assert [(name, entry["type"], entry["used"]) for name, entry in record["artifacts"].items()] == [
+        (f"{folder.name}-run", "run", False)
+    ]
     mirrored, own = table.read(folder / "wandb").iloc[-1], table.read(folder).iloc[-1]
     columns = ["active", "tokens", "flops", "loss", "lr"]
     assert mirrored[columns].tolist() == pytest.approx(own[columns].tolist())
@@ -41,24 +47,58 @@ def test_stages_have_names_of_their_own_and_tokens_of_the_whole_run(launch):
     stages = {stage["name"]: stage for stage in json.loads((folder / "summary.json").read_text())["stages"]}
     assert record["axes"]["*"] == "tokens"
     for name, stage in stages.items():
-        rows = [row for row in record["history"] if f"{name}/train/loss" in row]
+        rows = [row for row in record["history"] if f"train/loss/{name}" in row]
         assert rows and all(row["tokens"] == row["trainer/global_step"] * 512 for row in rows)
-        assert rows[-1]["tokens"] == stage["tokens"] == record["summary"][f"stage/{name}/tokens"]
+        assert rows[-1]["tokens"] == stage["tokens"]
+        assert record["summary"][f"val/tiny/loss/{name}"] == pytest.approx(stage["metrics"]["val/tiny/loss"])
 
 
 @pytest.mark.slow
-def test_data_and_model_are_artifacts_when_they_are_asked_for(launch):
-    folder = launch(*OFFLINE, "logger.wandb.artifacts=[data,model]")
+def test_the_model_is_an_artifact_when_it_is_asked_for(launch):
+    folder = launch(*OFFLINE, "logger.wandb.artifacts=[model]")
     artifacts = logged(folder)["artifacts"]
     stage = json.loads((folder / "summary.json").read_text())["stages"][0]
-    data, model = artifacts[f"tiny-{stage['data']['hash']}"], artifacts[folder.name]
-    assert (data["type"], data["paths"]) == ("dataset", {"data.json"})
+    model = artifacts[folder.name]
     assert model["type"] == "model" and set(model["aliases"]) == {"latest", "main"}
     assert model["metadata"]["scores"] == stage["scores"] and model["metadata"]["metrics"] == stage["metrics"]
     assert model["paths"] == {"model.safetensors", "meta.json", "config.yaml"}
-    assert set(logged(launch(*OFFLINE, "seed=1", "logger.wandb.artifacts=[data]"))["artifacts"]) == {
-        f"tiny-{stage['data']['hash']}"
+
+
+def test_a_run_that_starts_from_another_one_uses_it(launch):
+    base = launch("logger=csv")
+    folder = launch(*OFFLINE, "init=checkpoint", f"init.path={base}", "seed=1")
+    used = logged(folder)["artifacts"][f"{base.name}-run"]
+    run_id = json.loads((base / "summary.json").read_text())["run_id"]
+    assert used["used"] and used["type"] == "run" and used["metadata"] == {"run": base.name, "run_id": run_id}
+
+
+def test_a_large_mixture_has_at_most_40_panels_and_25_keys_in_its_summary(tmp_path):
+    """What the loggers get from 24 layers of 64 experts: rows of training and of routing, and scores of many tasks."""
+    rows = {
+        f"moe/{name}/{layer}": 0.5 for name in ("balance", "z", "margin", "drop", "cv", "dead") for layer in range(24)
     }
+    rows |= {f"moe/load/{layer}/{expert}": 1 / 64 for layer in range(24) for expert in range(64)}
+    rows["moe/load/7/3"] = 0.25
+    rows |= {f"train/{name}": 1.0 for name in ("loss", "total", "grad_norm", "lr", "tokens")}
+    logger = wandb_logger(tmp_path, "id", "name", "group", {}, mode="offline")
+    assert isinstance(logger, WandbMirror)
+    logger.begin(None, 0)
+    for step in (10, 20):
+        logger.log_metrics(rows, step)
+        logger.log_metrics({"val/docs/loss": 2.0, "speed/seconds": 1.0}, step)
+    cost = {"joules": 1.0, "watts": 1.0, "source": "counter", "price": 1.0, "currency": "EUR"}
+    metrics = {f"val/task{i}/accuracy": 0.5 for i in range(30)} | {"val/docs/loss": 2.0}
+    logger.log_stage(fake_stage(metrics=metrics) | {"cost": cost, "mfu": 0.5}, None)
+    logger.finish(0)
+    record = logged(tmp_path)
+    history = {key: value for row in record["history"] for key, value in row.items()}
+    panels = {re.sub(r"/(_type|values|bins|packedBins.*)$", "", key) for key in history if not key.startswith("_")}
+    assert {"moe/balance", "moe/load", "moe/load_max_over_mean", "train/loss", "val/docs/loss"} <= panels
+    assert len(panels) <= 40
+    assert history["moe/load/_type"] == "histogram" and sum(history["moe/load/values"]) == 24 * 64
+    assert history["moe/load_max_over_mean"] == 16.0 and history["moe/cv"] == 0.5
+    summary = {key for key in record["summary"] if not key.startswith("_")}
+    assert {"val/docs/loss", "train/loss", "status", "total/tokens", "params/active"} <= summary and len(summary) <= 25
 
 
 @pytest.mark.parametrize("chosen", [True, False])

@@ -17,6 +17,7 @@ BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains 
     "at least": ("triangle-right", "arrow to the right: at least"),
     "not bounded by": ("cross", "cross: a difference of two upper bounds, which bounds nothing"),
 }
+ARROWS = {"lower": "← better", "higher": "better →"}  # below the axis, where one side is better
 OTHER = {"shape": "diamond", "filled": False, "size": 60, "color": "#0072B2"}  # of the second value of a line
 
 
@@ -25,13 +26,14 @@ def estimates(
     subtitle: str = "", *, domain: Sequence[float] | None = None, dodge: bool = False,
     other: Mapping[str, object] = OTHER, columns: int = 2, width: int = 230,
     tips: Sequence[Chart] = (), format: str = ".4f", step: int = 20, own_scales: bool = True, sort: Sequence[str] = (),
-    color: Chart = None, shape: Chart = None,
+    color: Chart = None, shape: Chart = None, by_effect: bool = False, symlog: bool = False,
 ) -> Chart:  # fmt: skip
     """Dots with their intervals, where they have any: a panel for each `panel` of the rows.
 
     rows    series (an arm), value, lo, hi; name, the label of the line if not the arm; panel; bound, a key of BOUNDS:
             of a bound, a triangle points to the side that is open, and only the other side of the interval is drawn;
-            reference, a value at which the panel has a dashed line; hollow, whether the dot is; other, a second value
+            reference, a value at which the panel has a dashed line; hollow, whether the dot is; other, a second value;
+            better, the side of the axis that is, of all rows of a panel: lower, higher or none
     order   all series of the page, for their colors
     zero    draws a dashed line at 0
     domain  of the horizontal axis, by default over the values of each panel
@@ -41,31 +43,33 @@ def estimates(
     step    height of a line
     sort    the lines from top to bottom, by default as in the rows
     color, shape  encodings of the series, by default colors by their place in `order`
+    symlog        draws large values closer to 0, where one line would leave no room to the others
+    by_effect     sorts the lines by their least value
+
+    Panels with the same lines name them once, to the left.
     """
     shown = _table(rows, zero)
     kinds = [name for name in BOUNDS if name in set(shown["bound"])]
     shape = _shape_of_bounds(kinds) if shape is None else shape
     color = color or (kind_color(order, "series", alt.Legend()) if dodge else arm_color(order, order, legend=False))
+    sort, shared = _lines_of(shown, sort, by_effect)
     numbers = ["value", "lo", "hi", "reference", "other"]
     panels = []
-    for heading, part in shown.groupby("panel", sort=False):
+    for at, (heading, part) in enumerate(shown.groupby("panel", sort=False)):
         names = list(dict.fromkeys(part["name"]))
         scale = span((part if own_scales else shown)[numbers].to_numpy(dtype=float).ravel())
-        axis = alt.Axis(tickCount=4 if width < WIDTH and len(set(shown["panel"])) > 1 else 6, labelOverlap=True)
-        x = alt.X("value:Q", title=x_title, scale=alt.Scale(domain=domain) if domain else scale, axis=axis)
-        y = alt.Y("name:N", title=None, sort=sort or names, axis=alt.Axis(labelLimit=340))
-        base = alt.Chart(part).encode(y=y, color=color)
+        scale = alt.Scale(domain=domain) if domain else scale
+        ticks = 4 if width < WIDTH and len(set(shown["panel"])) > 1 else 6
+        title_below = " ".join(filter(None, [x_title, ARROWS.get(str(part["better"].iloc[0]), "")]))
+        x = symlog_axis(title_below, scale) if symlog else alt.X(
+            "value:Q", title=title_below, scale=scale, axis=alt.Axis(tickCount=ticks, labelOverlap=True)
+        )  # fmt: skip
+        beside = alt.Axis(labelLimit=340, labels=not shared or at % columns == 0)
+        base = alt.Chart(part).encode(y=alt.Y("name:N", title=None, sort=sort or names, axis=beside), color=color)
         base = base.encode(yOffset=alt.YOffset("series:N", sort=order)) if dodge else base
-        figures = [alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")]
-        hints = ["name:N", "series:N", *figures, *tips]
-        dots = base if shape is None else base.encode(shape=shape)
-        fill = alt.condition("datum.hollow", alt.value("white"), color)
-        mark = (
-            dots.mark_point(size=60, opacity=1, strokeWidth=1.6).encode(fill=fill)
-            if part["hollow"].to_numpy().any()
-            else dots.mark_point(filled=True, size=60 if dodge else 50, opacity=1)
-        )
-        layers = [mark.encode(x=x, tooltip=hints)]
+        hints = [*(alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")), *tips]
+        dots = _dots(base if shape is None else base.encode(shape=shape), part, color, 60 if dodge else 50)
+        layers = [dots.encode(x=x, tooltip=["name:N", "series:N", *hints])]
         if np.isfinite(part["other"]).any():
             second = base.mark_point(**{"opacity": 1, **other})
             layers.append(second.encode(x=over(x, "other"), color=alt.value(other["color"])))
@@ -79,9 +83,39 @@ def estimates(
     return in_rows(panels, title, notes, columns)
 
 
+def _lines_of(shown: pd.DataFrame, sort: Sequence[str], by_effect: bool) -> tuple[list[str], bool]:
+    """Returns the lines of all panels from top to bottom, if they have one order, and whether the panels share them."""
+    shared = len({tuple(sorted(set(part["name"]))) for _, part in shown.groupby("panel")}) == 1
+    if by_effect:
+        return list(dict.fromkeys(shown.sort_values("value")["name"])), shared
+    return list(sort) or (list(dict.fromkeys(shown["name"])) if shared else []), shared
+
+
+def _dots(base: Chart, part: pd.DataFrame, color: Chart, area: int) -> Chart:
+    """Returns the dots of a panel, some of them hollow where a row says so."""
+    if not part["hollow"].to_numpy().any():
+        return base.mark_point(filled=True, size=area, opacity=1)
+    fill = alt.condition("datum.hollow", alt.value("white"), color)
+    return base.mark_point(size=60, opacity=1, strokeWidth=1.6).encode(fill=fill)
+
+
+def symlog_axis(title: str, scale: alt.Scale) -> alt.X:
+    """Returns an axis over the domain of a linear scale that draws large values closer to 0."""
+    low, high = scale["domain"]
+    bent = alt.Scale(type="symlog", constant=1, domain=[low, high], nice=False)
+    return alt.X("value:Q", title=title, scale=bent, axis=alt.Axis(values=symlog_ticks(low, high), labelOverlap=True))
+
+
+def symlog_ticks(low: float, high: float) -> list[float]:
+    """Returns 0 and the numbers 1, 3, 10, 30, ... on both sides of it that an axis has."""
+    powers = [m * 10.0**k for k in range(8) for m in (1, 3)]
+    return [tick for tick in (*(-power for power in reversed(powers)), 0.0, *powers) if low <= tick <= high]
+
+
 def _table(rows: Sequence[Mapping[str, object]], zero: bool) -> pd.DataFrame:
     """Returns the rows with all columns; of a bound, the open end of the interval is the value."""
-    common = {"panel": "", "bound": "", "reference": 0.0 if zero else np.nan, "hollow": False, "other": np.nan}
+    common = {"panel": "", "bound": "", "reference": 0.0 if zero else np.nan, "hollow": False, "other": np.nan,
+              "better": "none"}  # fmt: skip
     shown = pd.DataFrame([{**common, "name": row["series"], **row} for row in rows])
     shown = shown.replace([np.inf, -np.inf], np.nan).astype({"lo": float, "hi": float, "other": float})
     for end, closed in (("lo", ("", "at least")), ("hi", ("", "at most"))):

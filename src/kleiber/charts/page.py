@@ -11,11 +11,19 @@ if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
 
 
+class Link(NamedTuple):
+    """The value of a table cell that leads to another page; the address is the caller's, never a stranger's text."""
+
+    text: str
+    address: str
+
+
 class Cell(NamedTuple):
-    """The text of a table cell of a page; numbers are aligned to the right."""
+    """The text of a table cell of a page, with the page that it leads to; numbers are aligned to the right."""
 
     text: str
     is_number: bool = False
+    address: str = ""
 
 
 class PageTable(NamedTuple):
@@ -24,12 +32,17 @@ class PageTable(NamedTuple):
     columns: list[str]
     cells: list[list[Cell]]
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the table is a list of other pages, whose rows a narrow page shows one below the other."""
+        return any(cell.address for cells in self.cells for cell in cells)
+
 
 def render_page(
     title: str, charts: Mapping[str, Chart], *, answer: str = "", question: str = "", notes: Sequence[str] = (),
     verdicts: Sequence[Mapping[str, object]] = (), tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
     text: str = "", methods: str = "", details: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
-    sections: Mapping[str, str] | None = None,
+    sections: Mapping[str, str] | None = None, pictures: Mapping[str, str] | None = None, home: str = "",
 ) -> str:  # fmt: skip
     """Returns an HTML page that needs no network, since it contains the scripts that draw its charts (0.9 MB).
 
@@ -45,6 +58,8 @@ def render_page(
     methods   paragraph on methods
     details   tables that are folded, by heading
     sections  HTML by heading, whose maker has escaped the texts in it
+    pictures  addresses of finished figures by name, which a page shows in place of charts
+    home      address of the page to which a link at the top leads; "" for none
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -59,7 +74,7 @@ def render_page(
         details={heading: page_table(rows) for heading, rows in (details or {}).items()},
         specs={name: chart.to_dict() for name, chart in charts.items()},
         sections={heading: Markup(html) for heading, html in (sections or {}).items()},
-        scripts=chart_scripts(),
+        scripts=chart_scripts() if charts else "", pictures=pictures or {}, home=home,
     )  # fmt: skip
 
 
@@ -81,6 +96,8 @@ def cell(value: object) -> Cell:
     """Returns the cell of a value; numbers have four significant digits, None and nan are empty."""
     if value is None or value != value:
         return Cell("")
+    if isinstance(value, Link):
+        return Cell(value.text, address=value.address)
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
     if isinstance(value, int):

@@ -25,6 +25,11 @@ PALETTE: Final = "viridis"
 # The first seven are distinct for color-blind readers (Okabe and Ito 2008), the first five also in gray.
 KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#7F7F7F", "#7B4173",
          "#31A354", "#B2182B"]  # fmt: skip
+# Methods that several studies compare, each with its color on all pages; others take the next color that is free.
+METHODS: Final = {
+    "replay": "#0072B2", "LoRA": "#009E73", "WiSE-FT": "#CC79A7", "no QK norm": "#0072B2", "Muon": "#E69F00",
+    "mixture of experts": "#D55E00", "GELU": "#56B4E9", "ReLU²": "#8C6D31", "no positions": "#7F7F7F",
+}  # fmt: skip
 LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
 GRAY = "#888"  # of references
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
@@ -155,9 +160,17 @@ def kind_color(
 
     order  the categories of all figures of a page, in which each has one color; by default `kinds`
     """
-    every = list(order or kinds)
-    scale = alt.Scale(domain=list(kinds), range=[KINDS[every.index(kind) % len(KINDS)] for kind in kinds])
+    colors = colors_of(order or kinds)
+    scale = alt.Scale(domain=list(kinds), range=[colors[kind] for kind in kinds])
     return alt.Color(f"{name}:N", sort=list(kinds), scale=scale, legend=legend, title=None)
+
+
+def colors_of(kinds: Sequence[str]) -> dict[str, str]:
+    """Returns the color of each category: that of METHODS, or the next one of KINDS that no method here has."""
+    named = {kind: METHODS[kind] for kind in kinds if kind in METHODS}
+    free = [color for color in KINDS if color not in named.values()]
+    others = [kind for kind in dict.fromkeys(kinds) if kind not in named]
+    return named | {kind: free[place % len(free)] for place, kind in enumerate(others)}
 
 
 def sequential_colors(count: int) -> list[str]:

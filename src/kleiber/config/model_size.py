@@ -59,17 +59,18 @@ def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
     total = active = 0
     forward = 0.0
     future = int(model.get("future") or 0)
+    norm = (2 if model.get("norm_type") == "layernorm" else 1) * width  # gains and biases
     for layer in range(depth + future):
         matrices, vectors, mixing_flops = attention_size(model, width, layer)
         every, visited, pairs = _mlp(model, width, layer)
-        block_norms = (4 if model.get("norm") == "sandwich" else 2) * width
+        block_norms = (4 if model.get("norm") == "sandwich" else 2) * norm
         total += matrices + vectors + every + block_norms
         active += matrices + vectors + visited + block_norms
         forward += 2.0 * (matrices + pairs) + mixing_flops
     vocabulary = vocab_size * width * (1 if model.get("tied", True) else 2)
     vocabulary += width * int(model.get("context") or 256) if model.get("positions") == "learned" else 0
     forward += 2.0 * vocab_size * width * (1 + future)
-    norms = width * (1 + future)
+    norms = norm * (1 + future)
     non_embedding = total + norms
     return Size(width, non_embedding + vocabulary, active + norms + vocabulary, non_embedding, 3 * forward)
 

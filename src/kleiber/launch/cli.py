@@ -173,6 +173,7 @@ def parse_widths(text: str) -> list[int]:
 for name, command in {
     "runs": run_commands.runs,
     "plot": run_commands.plot,
+    "publish": run_commands.publish,
     "diff": run_commands.diff,
     "reproduce": run_commands.reproduce,
     "compare": compare_command.compare,

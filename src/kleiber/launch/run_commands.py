@@ -83,6 +83,20 @@ def plot(
         print_line(f"wrote {file}")
 
 
+def publish(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of studies and runs, such as multirun.")],
+    out: Annotated[Path | None, typer.Option(metavar="SITE", help="Folder of the site. Default: site in DIR.")] = None,
+) -> None:
+    """Write a static site of a folder: an index of its studies and runs, and the report of each as a page.
+
+    The site opens from a file and needs no network. A study has the answers of its last `kleiber report`.
+    """
+    from kleiber.studies.fit_command import import_page_module
+
+    sites = import_page_module("site")
+    print_line("\n".join(sites.closing_lines(*sites.publish(folder, out))))
+
+
 def diff(
     first: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: A.")],
     second: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of another run: B.")],

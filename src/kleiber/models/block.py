@@ -9,27 +9,34 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from kleiber.nn.mlp import RMSNorm
+from kleiber.nn.mlp import LayerNorm, RMSNorm
 from kleiber.nn.mup import Site
 from kleiber.types.batch import Batch
 from kleiber.types.model import MLP, Attention, LayerCache
 
 Placement = Literal["pre", "post", "sandwich"]
+NormType = Literal["rmsnorm", "layernorm"]
+
+
+def new_norm(norm_type: NormType, width: int, eps: float) -> RMSNorm | LayerNorm:
+    """Returns a norm of the stream."""
+    return (LayerNorm if norm_type == "layernorm" else RMSNorm)(width, eps)
 
 
 class Block(nn.Module):
     """One layer: attention and an MLP, each added to the stream with the parametrization's residual weight."""
 
     def __init__(
-        self, site: Site, attention: Attention, mlp: MLP, dropout: float = 0.0, norm: Placement = "pre"
-    ) -> None:
+        self, site: Site, attention: Attention, mlp: MLP, dropout: float = 0.0, norm: Placement = "pre",
+        norm_type: NormType = "rmsnorm",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.residual, self.dropout, self.norm = site.parametrization.residual(site.depth), dropout, norm
-        self.attention_norm, self.attention = RMSNorm(site.width, site.norm_eps), attention
-        self.mlp_norm, self.mlp = RMSNorm(site.width, site.norm_eps), mlp
+        self.attention_norm, self.attention = new_norm(norm_type, site.width, site.norm_eps), attention
+        self.mlp_norm, self.mlp = new_norm(norm_type, site.width, site.norm_eps), mlp
         if norm == "sandwich":
-            self.attention_output_norm = RMSNorm(site.width, site.norm_eps)
-            self.mlp_output_norm = RMSNorm(site.width, site.norm_eps)
+            self.attention_output_norm = new_norm(norm_type, site.width, site.norm_eps)
+            self.mlp_output_norm = new_norm(norm_type, site.width, site.norm_eps)
 
     def forward(
         self,
@@ -63,7 +70,7 @@ class FutureHead(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
-        self.norm = RMSNorm(block.mlp_norm.weight.shape[0], block.mlp_norm.eps)
+        self.norm = type(block.mlp_norm)(block.mlp_norm.weight.shape[0], block.mlp_norm.eps)
 
     def forward(
         self, x: Float[Tensor, "batch time dim"], batch: Batch, first_values: list[Tensor] | None = None

@@ -23,7 +23,7 @@ from kleiber.models.hf_config import DEFAULTS, KINDS, PretrainedConfig, PreTrain
 from kleiber.models.hf_pretrained import read_folder
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention
-from kleiber.nn.mlp import SwiGLU
+from kleiber.nn.mlp import RMSNorm, SwiGLU
 from kleiber.nn.moe import MoE
 from kleiber.nn.mup import Site, StandardParametrization
 from kleiber.nn.routers.topk import Switch, TokenChoice, TopK
@@ -133,6 +133,8 @@ def _check(model: Transformer) -> None:
                 raise ValueError(f"{key}={value} has no Hugging Face twin: remove it")
         if block.norm != "pre":
             raise ValueError(f"model.norm={block.norm} has no Hugging Face twin: use model.norm=pre")
+        if not isinstance(block.mlp_norm, RMSNorm):
+            raise ValueError("model.norm_type=layernorm has no Hugging Face twin: use model.norm_type=rmsnorm")
         if not isinstance(block.mlp, SwiGLU | MoE):
             raise ValueError(f"{type(block.mlp).__name__} has no Hugging Face twin: use model/mlp=swiglu or moe")
     if not model.causal:

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from kleiber.models.block import Block, FutureHead, Placement, add_sums, token_positions
+from kleiber.models.block import Block, FutureHead, NormType, Placement, add_sums, new_norm, token_positions
 from kleiber.models.cache import KeyValueCache
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.heads import LMHead, TaskHead
-from kleiber.nn.mlp import RMSNorm, SwiGLU
+from kleiber.nn.mlp import SwiGLU
 from kleiber.nn.mup import MuP, Site
 from kleiber.types import Context, Depth, Dropout, NonNegative, Positive, VocabSize, Width
 from kleiber.types.batch import Batch, Output
@@ -28,7 +28,7 @@ PositionKind = Literal["rotary", "alibi", "learned", "none"]
 
 
 class Transformer(Model):
-    """Blocks of x += r attention(norm(x)) and x += r mlp(norm(x)), then RMSNorm. Touvron et al. 2023, arXiv:2302.13971.
+    """Blocks of x += r attention(norm(x)) and x += r mlp(norm(x)), then a norm. Touvron et al. 2023, arXiv:2302.13971.
 
     depth, width     number of blocks, and channels of the stream; width null: aspect * depth
     context          longest row, in tokens
@@ -39,6 +39,8 @@ class Transformer(Model):
     norm             where blocks normalize: `pre`, before attention and MLP; `post`, the stream after each was added
                      (Vaswani et al. 2017, arXiv:1706.03762); `sandwich`, before and after each (Gemma 2,
                      arXiv:2408.00118)
+    norm_type        `rmsnorm`, or `layernorm` with a bias (Ba et al. 2016, arXiv:1607.06450), of blocks and of the end;
+                     norms inside an attention, such as QK-norm, stay RMSNorm
     parametrization  initial scales, multipliers and learning-rate factors
     tied             whether the head uses the embedding's matrix
     soft_cap         bound of the logits, or null
@@ -70,6 +72,7 @@ class Transformer(Model):
         rope_theta: Positive | None = None,
         positions: PositionKind | None = None,
         norm: Placement = "pre",
+        norm_type: NormType = "rmsnorm",
         norm_eps: NonNegative = 1e-5,
         dropout: Dropout = 0.0,
         future: Annotated[int, Ge(0), Le(64)] = 0,
@@ -87,15 +90,14 @@ class Transformer(Model):
         options = {name: value for name, value in options.items() if value is not None}
 
         def block(site: Site) -> Block:
-            return Block(site, attention(site, **options), mlp(site), dropout, norm)
+            return Block(site, attention(site, **options), mlp(site), dropout, norm, norm_type)
 
-        blocks = nn.ModuleList(block(site) for site in sites)
-        self.blocks = cast(Sequence[Block], blocks)
+        self.blocks = cast(Sequence[Block], nn.ModuleList(block(site) for site in sites))
         keys = [(type(block.attention), block.attention.mask_key) for block in self.blocks]
         self.mask_layers = [keys.index(key) for key in keys]  # the first layer with the mask of each layer
         self.shares_values = any(block.attention.shares_values for block in self.blocks)
         self.prefix = any(block.attention.prefix for block in self.blocks)
-        self.norm = RMSNorm(width, norm_eps)
+        self.norm = new_norm(norm_type, width, norm_eps)
         std, multiplier = parametrization.output(width)
         shared = cast(nn.Parameter, self.embedding.weight)
         weight = shared if tied else nn.Parameter(torch.randn(vocab_size, width) * std)

@@ -1,4 +1,4 @@
-"""Layers that act on each position separately: RMSNorm, the dense MLPs, and the sizes of experts."""
+"""Layers that act on each position separately: norms, the dense MLPs, and the sizes of experts."""
 
 from __future__ import annotations
 
@@ -117,6 +117,21 @@ class RMSNorm(Layer):
 
     def roles(self) -> dict[str, Role]:
         return {"weight": Role("vector", 1)}
+
+
+class LayerNorm(Layer):
+    """(x - mean(x)) / sqrt(var(x) + eps) * gain + bias. Ba et al. 2016, arXiv:1607.06450, eq. 4."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps, self.weight, self.bias = eps, nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        """Returns x with mean 0 and variance 1 along the last axis, times the gain, plus the bias."""
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+    def roles(self) -> dict[str, Role]:
+        return {"weight": Role("vector", 1), "bias": Role("vector", 1)}
 
 
 class Normalized(torch.autograd.Function):

@@ -2,7 +2,8 @@
 
 A folder may be a stranger's, or what a killed process has left, so that anything may stand where a file is expected. A
 pipe or a device is refused without opening it, since that could wait forever or act on the device; so is a file that is
-larger than its reader expects. Links are followed for reading, as those of a download cache, and never for writing.
+larger than its reader expects. Links are followed for reading, as those of a download cache, and never for writing;
+within `links_refused`, also not for reading.
 
 Everything that is written goes to a path inside a folder that the user named. `make_folder` makes folders inside it,
 and refuses a link in the place of one of them.
@@ -15,6 +16,9 @@ import itertools
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO
@@ -27,6 +31,7 @@ KINDS = {
     stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link",
 }  # fmt: skip
 LONGEST = 200  # characters of a name in an error
+WITHOUT_LINKS: ContextVar[Path | None] = ContextVar("folder in which links are not followed", default=None)
 ALWAYS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a pipe that takes the place of a file just now is not waited for
 
 
@@ -36,6 +41,16 @@ class DamagedFile(ConfigError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} is damaged: {reason}")
         self.path, self.reason = path, reason
+
+
+@contextmanager
+def links_refused(folder: Path) -> Iterator[None]:
+    """Within it, reading a file in `folder` raises DamagedFile where the file, or a folder on the way, is a link."""
+    token = WITHOUT_LINKS.set(folder.absolute())
+    try:
+        yield
+    finally:
+        WITHOUT_LINKS.reset(token)
 
 
 def kind_of(path: Path) -> str | None:
@@ -75,6 +90,10 @@ def open_handle(path: Path, flags: int) -> int:
 
 
 def _open(path: str | Path, flags: int, follow: bool) -> int:
+    home, place = WITHOUT_LINKS.get(), Path(path).absolute()
+    if home is not None and place.is_relative_to(home):
+        _refuse_links_below(home, place)
+        follow = False
     _refuse_other_kinds(path, follow)
     handle = os.open(path, flags | ALWAYS | (0 if follow else os.O_NOFOLLOW), 0o666)
     kind = KINDS.get(stat.S_IFMT(os.fstat(handle).st_mode))
@@ -82,6 +101,15 @@ def _open(path: str | Path, flags: int, follow: bool) -> int:
         os.close(handle)
         raise DamagedFile(Path(path), f"it is {kind}, not a file")
     return handle
+
+
+def _refuse_links_below(home: Path, place: Path) -> None:
+    """Raises DamagedFile where a path below `home` leads through a link."""
+    for part in (place, *place.parents):
+        if part == home:
+            return
+        if part.is_symlink():
+            raise DamagedFile(part, "it is a link, and no link in this folder is followed: replace it by its content")
 
 
 def _refuse_other_kinds(path: str | Path, follow: bool) -> None:

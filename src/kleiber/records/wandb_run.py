@@ -7,6 +7,7 @@ No server can keep kleiber from working: where none answers, or it refuses the r
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 if TYPE_CHECKING:
-    from wandb import Run
+    from wandb import Artifact, Run
 
 TIMEOUT = 1.5  # seconds to wait for a connection to the server before the run continues without it
 INIT_TIMEOUT = 20.0  # seconds to wait for a server that accepts connections to start the run
@@ -121,14 +122,52 @@ def online_records(folder: Path) -> list[Path]:
     return list((folder / "wandb").glob("run-*"))
 
 
+def address(run: Run) -> str:
+    """Returns the address of a run on its server, or the command that sends an offline run to one."""
+    folder = Path(run.settings.sync_dir)
+    home = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"offline: wandb sync {home}" if run.offline else str(run.url)
+
+
 def log_files(run: Run, name: str, kind: str, files: Mapping[str, Path], metadata: Json, aliases: list[str]) -> None:
     """Logs files by their names as one artifact of type `kind`, such as model."""
-    import wandb
-
-    artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:120], type=kind, metadata=metadata)
+    artifact = _artifact(name, kind, metadata)
     for file_name, path in files.items():
         artifact.add_file(str(path), name=file_name)
     run.log_artifact(artifact, aliases=aliases)
+
+
+def log_run(run: Run, name: str) -> None:
+    """Logs a run of kleiber as an artifact, which the runs that start from it and its study use."""
+    run.log_artifact(_of_facts(f"{name}-run", "run", {"run": name, "run_id": run.id}))
+
+
+def use_run(run: Run, name: str, run_id: str) -> None:
+    """Records that `run` reads the results or weights of another run of kleiber, which has logged itself."""
+    _use(run, _of_facts(f"{name}-run", "run", {"run": name, "run_id": run_id}))
+
+
+def use_data(run: Run, name: str, facts: Json) -> None:
+    """Records that `run` trains on data; `facts` describe them, and equal facts are one version of the artifact."""
+    _use(run, _of_facts(name, "dataset", facts))
+
+
+def _use(run: Run, artifact: Artifact) -> None:
+    """Does what `run.use_artifact` does, which refuses to work offline and waits for the server online."""
+    run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+
+
+def _of_facts(name: str, kind: str, facts: Json) -> Artifact:
+    artifact = _artifact(name, kind, facts)
+    with artifact.new_file(f"{kind}.json") as file:
+        file.write(json.dumps(facts, sort_keys=True))
+    return artifact
+
+
+def _artifact(name: str, kind: str, metadata: Json) -> Artifact:
+    import wandb
+
+    return wandb.Artifact(re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:120], type=kind, metadata=metadata)
 
 
 def has_key() -> bool:

@@ -146,7 +146,7 @@ def log_to_wandb(folder: Path, record: Json) -> None:
     A later evaluation adds its numbers to the same W&B run.
     """
     from kleiber.records.folder import read_config
-    from kleiber.records.wandb_run import node_of, start_run, was_online
+    from kleiber.records.wandb_run import address, node_of, start_run, use_run, was_online
 
     config, summary = read_config(folder), read_summary(folder) or {}
     node = node_of(config)
@@ -155,6 +155,8 @@ def log_to_wandb(folder: Path, record: Json) -> None:
         online=was_online(folder), project=node.get("project") or "kleiber", entity=node.get("entity"),
         tags=node.get("tags"), config={"run": summary["run_id"], "overrides": summary["overrides"]},
     )  # fmt: skip
+    print_line(f"W&B {address(run)}")
+    use_run(run, folder.absolute().name, summary["run_id"])
     run.summary.update({key: score["value"] for key, score in flat_scores(record["evals"]).items()})
     run.finish()
 

@@ -70,11 +70,12 @@ def arms_figure(changes: Sequence[Change], target: float, level: float) -> objec
         for times, place in places.items():
             gap = asdict(change.predictions[times])
             percents = _percent({**gap, "gap": gap["value"]})
-            rows.append({"name": readable(change.name), "series": place, **percents, "value": percents["gap"]})
+            rows.append({"name": readable(change.name), "series": place, **percents, "value": percents["gap"],
+                         "better": "lower"})  # fmt: skip
     title = "Gap of each change, at the largest fitted run and predicted"
     return estimates(
         rows, [*places.values()], "loss relative to the plain arm (%)", title, zero=True, dodge=True, step=40,
-        subtitle=interval_note(level, rows),
+        subtitle=interval_note(level, rows), symlog=True,
     )  # fmt: skip
 
 

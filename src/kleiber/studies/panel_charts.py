@@ -44,7 +44,8 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     rows = rows.assign(name=names_of(rows, view, line) if line else rows["series"])
     rows = rows.sort_values("value") if node.get("sort") else rows
     title = text(node, "x_title") or value_title(node, view, rows)
-    records = rows[["series", "name", "panel", "value", "lo", "hi", "reference"]].to_dict("records")
+    rows = rows.assign(better=[view.measures[name].better for name in rows["measure"]])
+    records = rows[["series", "name", "panel", "value", "lo", "hi", "reference", "better"]].to_dict("records")
     return estimates(records, order, title, text(node, "title"), subtitle=note_of(node, view, rows))
 
 

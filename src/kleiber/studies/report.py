@@ -8,6 +8,7 @@ was.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kleiber.config.cost import describe_total
 from kleiber.config.errors import ConfigError, listed
+from kleiber.config.nested import flatten
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.completeness import incomplete_runs_named
@@ -22,7 +24,8 @@ from kleiber.records.figures import write_figure
 from kleiber.records.files import read_config_node, write_json, write_text
 from kleiber.records.progress import activity
 from kleiber.records.regular_files import make_folder
-from kleiber.records.wandb_run import node_of, start_run, was_online
+from kleiber.records.terminal import print_line
+from kleiber.records.wandb_run import address, node_of, start_run, use_run, was_online
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.overview import Overview
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
     from kleiber.charts.theme import Chart
 
+LONGEST_NAME = 60  # characters of the name of a claim in W&B
 FILES = ("findings.json", "report.html", archive.NAME)  # of the artifact, beside laws.json
 
 
@@ -49,7 +53,9 @@ def log_to_wandb(
         run = start_wandb_run(folder, runs)
     except Exception as error:  # W&B raises classes of its own, of pydantic's and of the network's
         return [f"the study: {reason(error)}"]
-    for part, log in parts(run, folder, findings, result, charts).items():
+    print_line(f"W&B {address(run)}")
+    steps = parts(run, folder, findings, result, charts, runs)
+    for part, log in steps.items():
         try:
             log()
         except Exception as error:
@@ -58,25 +64,53 @@ def log_to_wandb(
 
 
 def start_wandb_run(folder: Path, runs: Sequence[Run]) -> WandbRun:
-    """Starts or resumes the W&B run of the study, in the project of its runs."""
+    """Starts or resumes the W&B run of the study, in the project of its runs, with the config that they share."""
     nodes = [node_of(run.config) for run in runs]
-    name = folder.absolute().name
-    return start_run(
+    name, config = folder.absolute().name, common_config(runs)
+    kind = str(config.get("study._target_") or "overview").rpartition(".")[2].lower()
+    tags = dict.fromkeys(["study", kind, *(tag for node in nodes for tag in node.get("tags") or ())])
+    run = start_run(
         folder, f"study-{name}", f"{name} (study)", name, "study", online=any(was_online(run.folder) for run in runs),
         project=next((node["project"] for node in nodes if node.get("project")), "kleiber"),
-        entity=next((node["entity"] for node in nodes if node.get("entity")), None),
+        entity=next((node["entity"] for node in nodes if node.get("entity")), None), tags=list(tags), config=config,
     )  # fmt: skip
+    run.define_metric("*", summary="none")  # of figures and tables
+    return run
+
+
+def common_config(runs: Sequence[Run]) -> Json:
+    """Returns the keys of the config that have the same value in all runs."""
+    first, *others = [flatten(run.config) for run in runs]
+    return {key: value for key, value in first.items() if all(key in other and other[key] == value for other in others)}
+
+
+def claim_summary(claims: Sequence[Json]) -> Json:
+    """Returns difference, interval and decision of each claim by claims/NAME/...; the name is that of its arms."""
+    summary = Json()
+    for claim in claims:
+        sides = [" ".join(map(str, side.values())) for side in (claim["of"], claim["against"]) if side]
+        text = " - ".join(sides) if len(sides) > 1 else claim["text"]
+        name, number = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)[:LONGEST_NAME].strip("_"), 2
+        while f"claims/{name}/decision" in summary:
+            name, number = f"{name.removesuffix(f'_{number - 1}')}_{number}", number + 1
+        values = {"difference": claim["value"], "low": claim["lo"], "high": claim["hi"], "decision": claim["decision"]}
+        summary |= {f"claims/{name}/{key}": value for key, value in values.items()}
+    return summary
 
 
 def parts(
-    run: WandbRun, folder: Path, findings: Json, result: Findings, charts: Mapping[str, Chart]
+    run: WandbRun, folder: Path, findings: Json, result: Findings, charts: Mapping[str, Chart], runs: Sequence[Run]
 ) -> dict[str, Callable[[], None]]:
     """Returns the functions that log the parts of a study, by name and in order; the last one finishes the run.
 
     All panels are logged at the same step.
     """
-    answer = {"answer": findings["answer"], "runs": findings["runs"]}
-    steps: dict[str, Callable[[], None]] = {"answer": partial(run.summary.update, answer)}
+    answer = {name: findings[name] for name in ("question", "answer", "decision", "runs")}
+    steps: dict[str, Callable[[], None]] = {
+        "answer": partial(run.summary.update, {**answer, **claim_summary(findings["claims"])}),
+        "runs": partial(use_runs, run, runs),
+        "report": partial(send_page, run, folder / "report.html"),
+    }
     for name in charts:
         steps[f"figure {name}"] = partial(send_image, run, f"figures/{name}", folder / "figures" / f"{name}.png")
     for title, rows in findings["tables"].items():
@@ -91,6 +125,19 @@ def parts(
     steps["artifact"] = partial(send_artifact, run, f"{folder.absolute().name}-study", files)
     steps["end of the run"] = run.finish
     return steps
+
+
+def use_runs(run: WandbRun, runs: Sequence[Run]) -> None:
+    """Records the runs that the study reads."""
+    for source in runs:
+        if run_id := source.summary.get("run_id"):
+            use_run(run, source.name, run_id)
+
+
+def send_page(run: WandbRun, file: Path) -> None:
+    import wandb
+
+    run.log({"report": wandb.Html(str(file), inject=False)}, commit=False)
 
 
 def send_image(run: WandbRun, key: str, file: Path) -> None:
@@ -248,8 +295,14 @@ def write_figures(folder: Path, charts: Mapping[str, Chart]) -> None:
             write_figure(chart, folder, name)
 
 
-def page(findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Sequence[Row]) -> str:
-    """Returns the HTML page: the content of findings.json, text and methods of `result`, and a table of the runs."""
+def page(
+    findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Sequence[Row],
+    pictures: Mapping[str, str] | None = None, home: str = "",
+) -> str:  # fmt: skip
+    """Returns the HTML page: the content of findings.json, text and methods of `result`, and a table of the runs.
+
+    pictures, home  those of `render_page`
+    """
     from kleiber.charts.page import render_page
 
     took = f", {findings['seconds'] / 60:.0f} minutes of training in total" if findings.get("seconds") else ""
@@ -260,7 +313,7 @@ def page(findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Se
         findings["study"], charts, question=findings["question"], answer=findings["answer"],
         notes=[f"{findings['runs']}{took}.", *missing, *level_notes(findings)],
         verdicts=[*findings["verdicts"], *caveats], tables={"Claims": claim_rows(findings), **findings["tables"]},
-        text="\n".join(result.text), methods=result.methods,
+        text="\n".join(result.text), methods=result.methods, pictures=pictures, home=home,
         details={} if "Runs" in findings["tables"] else {"Runs": rows},
     )  # fmt: skip
 

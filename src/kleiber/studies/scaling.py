@@ -7,7 +7,7 @@ on the counting of parameters and compute (`accounting`). Only finished runs are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from kleiber.studies.laws.headline import headline, within_budgets
 from kleiber.studies.laws.laws_json import without_nonfinite
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.laws.verdicts import CHOICES
-from kleiber.studies.study import Findings, PlannedPoint, Study, finished_rows
+from kleiber.studies.study import Figures, Findings, PlannedPoint, Study, finished_rows
 from kleiber.types import Json, Natural, Positive, Row
 from kleiber.types.score import format_interval
 
@@ -95,11 +95,23 @@ class Scaling(Study):
             question=QUESTIONS[self.answers],
             verdicts=law["verdicts"],
             tables=tables,
-            figures=figures(rows, law),
+            figures=figures(rows, law) | self.envelope(runs),
             law=law,
             text=lines(law),
             methods=methods(law, runs),
         )
+
+    def envelope(self, runs: Sequence[Run]) -> Figures:
+        """Returns the figure of the training curves, if the runs have logged any."""
+        if not any("train/loss" in row for run in runs if run.finished for row in run.rows):
+            return {}
+
+        def draw() -> Chart:
+            from kleiber.studies.laws.envelope import envelope, training_curves
+
+            return envelope(training_curves(runs, SIZES[self.size]))
+
+        return {"envelope": draw}
 
     def law_of(self, runs: Sequence[Run]) -> Json:
         """Returns the content of laws.json: the fit to rows with D >= min_tokens, and fits from smaller D on."""
@@ -197,7 +209,7 @@ def unfinished_runs(runs: Sequence[Run]) -> list[Json]:
     return [{"row": run.name, "rule": f"status {run.status}"} for run in runs if not run.finished]
 
 
-def figures(rows: pd.DataFrame, law: Row) -> dict[str, Callable[[], Chart]]:
+def figures(rows: pd.DataFrame, law: Row) -> Figures:
     """Returns functions that draw the figures of a ladder, by name."""
     from kleiber.studies.laws import figures as plots
     from kleiber.studies.laws import plane_figures

@@ -99,7 +99,7 @@ def test_a_folder_of_runs_goes_through_the_catalog(tmp_path):
 
 @pytest.mark.parametrize(
     "losses",
-    [["val/docs/loss", "val/code/loss"], ["trunk/val/docs/loss", "1M/val/docs/loss"], ["val/a/loss", "2M/val/b/loss"]],
+    [["val/docs/loss", "val/code/loss"], ["val/docs/loss/trunk", "val/docs/loss/1M"], ["val/a/loss", "val/b/loss/2M"]],
 )
 @pytest.mark.parametrize("recorded", [{}, {"loss": [None, None]}], ids=["of W&B", "of kleiber"])
 def test_runs_with_several_losses_are_refused_with_the_mapping_to_write(losses, recorded):

@@ -386,6 +386,9 @@ def differences_drawn(
         place = (row["arm"], row["against"], row["equal"])
         alone = place[:2] not in of_claims and row["equal"] == tokens
         if row["value"] is not None and (len(pairs) == 1 or place in decided or alone):
-            rows.append({**row, **decided.get(place, {}), "note": row["note"]})
-    others = {axis_label(measured(differences.ladders, name)): [*each.values()] for name, each in places.items()}
+            rows.append({**row, **decided.get(place, {}), "note": row["note"], "better": differences.score.better})
+    others = {}
+    for name, each in places.items():
+        score = measured(differences.ladders, name)
+        others[axis_label(score)] = [{**row, "better": score.better} for row in each.values()]
     return {axis_label(differences.score): rows, **others}

@@ -17,7 +17,7 @@ from kleiber.charts.matrix import matrix
 from kleiber.charts.scatter import point_names
 from kleiber.charts.scatter import scatter as points
 from kleiber.charts.series import Marks, arm_color, lines, seed_lines
-from kleiber.charts.theme import PALETTE, Chart, Rows, format_count, heading, log_axis, values_axis
+from kleiber.charts.theme import FEW, PALETTE, Chart, Rows, format_count, heading, log_axis, values_axis
 from kleiber.studies.compare.chart_forms import FORGETTING, TARGET
 from kleiber.studies.compare.differences import AS_RUN
 from kleiber.studies.compare.labels import readable
@@ -89,6 +89,7 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
             "series": pair_arm(gap, order),
             "name": pair_name(gap) + (f", equal {gap['equal']}" if len(ways) > 1 else ""),
             "panel": f"difference in {measure}", **{name: gap[name] for name in ("value", "lo", "hi")},
+            "better": gap.get("better", "none"),
         }
         for measure, part in gaps.items()
         for gap in part
@@ -96,7 +97,7 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     at = f" at equal {min(ways)}" if len(ways) == 1 and AS_RUN not in ways else ""
     intervals = f" with {round(100 * level, 1):g}% intervals" if any(gap["lo"] is not None for gap in drawn) else ""
     title = f"Difference between arms{at}{intervals}; at 0 they are equal"
-    return estimates(rows, order, "", title, zero=True)
+    return estimates(rows, order, "", title, zero=True, by_effect=True)
 
 
 def pair_name(row: Row) -> str:
@@ -143,7 +144,11 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
     scale, room = alt.Scale(zero=False, padding=50), 0.15 * float(np.ptp(places))
     if 0 <= places.min() < room:  # no ticks below 0 for what cannot be negative
         scale = alt.Scale(domain=[0, float(places.max()) + room], nice=False)
-    across = alt.X("x:Q", scale=scale, title=x[1], axis=alt.Axis(labelOverlap=True, labelSeparation=6))
+    ticks, style = sorted(set(places.tolist())), ".3~s" if places.max() >= 1e3 else ".3~g"
+    axis = alt.Axis(format=style, labelOverlap="greedy", labelSeparation=6)
+    if len(ticks) <= FEW:
+        axis["values"] = ticks
+    across = alt.X("x:Q", scale=scale, title=x[1], axis=axis)
     up, color = (
         alt.Y("value:Q", title=y[1], scale=alt.Scale(zero=False, padding=12)),
         arm_color(order, order, legend=False),

@@ -164,7 +164,7 @@ def compare_items(models: Sequence[ItemScores], task: str, measure: str | None, 
         for model in models
     ]
     rows = [{"arm": r.claim.of["arm"], "against": (r.claim.against or {}).get("arm"), "equal": "items",
-             **as_row(r.estimate)} for r in results if r.estimate is not None]  # fmt: skip
+             "better": options.better, **as_row(r.estimate)} for r in results if r.estimate is not None]  # fmt: skip
     charts: Figures = {"differences": partial(draw, metric, rows, names, results[0].level)} if rows else {}
     return Findings(
         answer=answer_text("", results, options.level),

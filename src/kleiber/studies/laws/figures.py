@@ -184,6 +184,11 @@ def backtests(record: Row) -> Chart:
         for who, error in {"law": test["mare"], **test["naive"]}.items()
     ])  # fmt: skip
     who = list(dict.fromkeys(rows["who"]))  # the law first, in black
+    if len(set(rows["cut"])) == 1:
+        dots = [{"series": row["who"], "value": row["error"], "better": "lower"} for row in rows.to_dict("records")]
+        title = f"Backtest above {axis.partition(' at')[0]} {rows['cut'].iloc[0]}"
+        no_ends = [{**dot, "lo": None, "hi": None} for dot in dots]
+        return estimates(no_ends, who, "mean absolute error (%)", title, zero=True, step=34, format=".2f")
     shape, tips = (
         alt.Shape("who:N", title=None, scale=alt.Scale(domain=who)),
         ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")],

@@ -38,7 +38,7 @@ WANDB_PATTERNS = {
     "lr": r"optimizer\.lr",
     "loss": r"val/.+/loss",
 }
-LOSSES = re.compile(r"(?:[^/]+/)?val/.+/loss")  # of runs, those of a run of several stages by stage
+LOSSES = re.compile(r"val/.+/loss(?:/[^/]+)?")  # of runs, those of a run of several stages by stage
 
 
 @dataclass
