@@ -10,21 +10,21 @@ from collections.abc import Iterator, Mapping
 BROKEN = {"TransportError", "ConnectionError", "TimeoutError"}  # errors of any client library when a connection ends
 
 
-def failure(error: BaseException, name: str, what: str) -> str | None:
+def failure(error: BaseException, name: str, kind: str) -> str | None:
     """Returns why the hub did not give NAME, and what to do, by the errors behind an error; None for other errors.
 
-    what  `data set` or `model`
+    kind  `data set` or `model`
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError):
-            return _refusal(cause.response.status_code, cause.response.headers, name, what)
+            return _refusal(cause.response.status_code, cause.response.headers, name, kind)
         if type(cause).__name__ == "DatasetNotFoundError":  # of `datasets`, which keeps no answer of the hub
-            return _refusal(404, {}, name, what)
+            return _refusal(404, {}, name, kind)
     for cause in _causes(error):
-        names = {kind.__name__ for kind in type(cause).__mro__}
+        names = {base.__name__ for base in type(cause).__mro__}
         if names & BROKEN:
             return (
                 f"the connection to {constants.ENDPOINT} broke ({cause}): repeat the command, which keeps whole files"
@@ -32,10 +32,10 @@ def failure(error: BaseException, name: str, what: str) -> str | None:
     return None
 
 
-def _refusal(code: int, headers: Mapping[str, str], name: str, what: str) -> str:
+def _refusal(code: int, headers: Mapping[str, str], name: str, kind: str) -> str:
     if code == 404 or headers.get("X-Error-Code") == "RepoNotFound":
         return (
-            f"the hub has no {what} {name} that everybody may read: check the name; for a private one set HF_TOKEN, or "
+            f"the hub has no {kind} {name} that everybody may read: check the name; for a private one set HF_TOKEN, or "
             "run `hf auth login`"
         )
     if code in (401, 403):
@@ -56,8 +56,8 @@ def _refusal(code: int, headers: Mapping[str, str], name: str, what: str) -> str
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yields an error and those that led to it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__

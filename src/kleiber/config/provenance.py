@@ -1,4 +1,4 @@
-"""Where each value of a composed config comes from: a file, an override, or the default of a class (`kleiber config`).
+"""Where each value of a composed config comes from: a file or an override.
 
 The files are merged in the order of Hydra's defaults list, and the last one that sets a value is its source. Imports no
 torch.
@@ -6,26 +6,18 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from kleiber.config.check import PLAIN
 from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError
-from kleiber.config.hydra_keys import HYDRA_KEYS
-from kleiber.config.layer_checks import SHARED
-from kleiber.config.targets import SUPPLIED, signature
-from kleiber.types import Config
 
 NESTED = "."  # between the parts of a key
-COMMENT_COLUMN = 44
 OVERRIDE = "override"
-NOT_LITERAL = "..."  # a default that is computed
 
 
 @dataclass(frozen=True)
@@ -117,58 +109,3 @@ def is_set(composer: Composer, overrides: list[str], key: str) -> bool:
     """
     defaults = ("default", "conf/train.yaml", "conf/study/", f"conf/{key.partition(NESTED)[0]}/")
     return not find_sources(composer, overrides).of(key).startswith(defaults)
-
-
-def annotated_yaml(config: Config, sources: Sources) -> Iterator[str]:
-    """Yields the lines of a config as YAML, each value with its source as a comment.
-
-    Arguments that no file and no override sets follow with the default of their class.
-    """
-    model: Config = config.get("model") or {}
-    passed = {name: model[name] for name in SHARED if model.get(name) is not None}
-    if passed.get("positions") == "learned":
-        passed["positions"] = "none"
-    yield from _lines(config, sources, passed, "", 0)
-
-
-def _lines(node: Config, sources: Sources, passed: Config, path: str, depth: int) -> Iterator[str]:
-    """Yields the lines of a node; `passed` are the options of the attention that the model decides."""
-    for name, value in node.items():
-        key = f"{path}{NESTED}{name}" if path else str(name)
-        start = f"{'  ' * depth}{name}:"
-        if isinstance(value, Mapping) and value:
-            yield start
-            yield from _lines(value, sources, passed, key, depth + 1)
-        else:
-            yield _line(f"{start} {flow(value)}", sources.of(key))
-    for name, text, source in unset_arguments(node, path):
-        if path.startswith("model.attention") and name in passed:
-            text, source = flow(passed[name]), f"model.{name}"
-        yield _line(f"{'  ' * depth}{'# ' * (text == NOT_LITERAL)}{name}: {text}", source)
-
-
-def _line(text: str, source: str) -> str:
-    return f"{text:{COMMENT_COLUMN}}  # {source}"
-
-
-def unset_arguments(node: Config, path: str) -> Iterator[tuple[str, str, str]]:
-    """Yields name, default and source of every argument that a node leaves to the default of its class."""
-    if "_target_" in node:
-        target = str(node["_target_"])
-        for name, parameter in signature(target).parameters.items():
-            if name not in node and name not in SUPPLIED and name not in HYDRA_KEYS and not parameter.required:
-                text = flow(parameter.default) if parameter.is_literal else NOT_LITERAL
-                yield name, text, f"default of {target}"
-    plain = PLAIN.get(path)
-    if isinstance(plain, type) and is_dataclass(plain):
-        for field in fields(plain):
-            if field.name not in node and field.default is not MISSING:
-                yield field.name, flow(field.default), f"default of {path}"
-
-
-def flow(value: object) -> str:
-    """Returns a value as YAML in one line."""
-    plain = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
-    if isinstance(plain, tuple):
-        plain = list(plain)
-    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()

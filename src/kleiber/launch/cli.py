@@ -122,9 +122,10 @@ def config(
 
     The overrides are those of `kleiber train`. Nothing is trained.
     """
+    from kleiber.config.annotated import annotated_yaml
     from kleiber.config.check import check
     from kleiber.config.compose import Composer, resolve_config
-    from kleiber.config.provenance import annotated_yaml, find_sources
+    from kleiber.config.provenance import find_sources
     from kleiber.launch.command_line import parse_flags, refuse_repeated_keys
     from kleiber.runs.inherit import complete_config
 

@@ -98,7 +98,7 @@ def table(entry: Row, form: object) -> list[Json]:
         for axis in form.axes:
             text = f"none ({row['place']})"
             if row[axis] is not None:
-                text = f"{row[axis]:.3g} [{row[f'{axis}_lo']:.3g}, {row[f'{axis}_hi']:.3g}]"
+                text = f"{row[axis]:.3g} {format_interval(row[f'{axis}_lo'], row[f'{axis}_hi'], '.3g')}"
             shown[f"optimal {NAMES[axis]}"] = text
         rows.append(shown)
     return rows

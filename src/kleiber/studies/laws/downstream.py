@@ -4,7 +4,7 @@ Chained: a loss law L(N, D), then the score as a curve of the loss (`score_curve
 route with the smaller error on runs above several cuts in compute is recorded, unless the user names one. Intervals are
 percentiles of refits to the fit plus resampled residuals; the loss and the score of one run are resampled together, so
 correlated errors of the two stages stay correlated. Extrapolations have an additional error on the logit scale, which
-grows with the distance; benchmarks/task_scores.py measures its prior, and backtests of the table update it.
+grows with the distance; its prior comes from published tables, and backtests of the table update it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kleiber.types import Json, Row
 from kleiber.types.score import format_interval
 
 ROLES = ("N", "D", "loss", "acc", "floor", "run")
-LOSS_LAW = "chinchilla_tied"  # extrapolates better than two exponents on few runs (benchmarks/task_scores.py)
+LOSS_LAW = "chinchilla_tied"  # extrapolates better than two exponents on few runs of published tables
 CUTS = (0.5, 0.65, 0.8)  # fractions of the runs below the cuts of the backtests
 CHANCE = 0.01  # largest p-value of the rank correlation of score and loss
 EXPECTED = 0.15  # prior error on the logit scale, one decade of compute outside the runs

@@ -26,6 +26,7 @@ from kleiber.studies.laws.table import label, read
 from kleiber.studies.laws.table_roles import Settings
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 FITTING: dict[str, ModuleType] = {"downstream": downstream, "mixture": mixture}
 PREDICTING: dict[str, ModuleType] = {"downstream": downstream_prediction, "mixture": mixture_prediction}
@@ -190,14 +191,14 @@ def compare(rows: Sequence[Row], measured: Array) -> Json:
     bias      mean of prediction minus measurement
     spearman  rank correlation with its 90% interval over resampled rows; from three rows on
     """
-    known = np.flatnonzero(np.isfinite(measured)).tolist()
-    if not len(known):
+    measurable = np.flatnonzero(np.isfinite(measured)).tolist()
+    if not len(measurable):
         return {}
-    target, value = measured[known], np.array([rows[i]["value"] for i in known])
+    target, value = measured[measurable], np.array([rows[i]["value"] for i in measurable])
     answer: Json = {"mae": float(np.abs(value - target).mean()), "bias": float((value - target).mean())}
-    inside = [rows[i]["lo"] <= measured[i] <= rows[i]["hi"] for i in known if rows[i]["lo"] is not None]
-    answer["coverage"] = float(np.mean(inside)) if len(inside) == len(known) else None
-    if len(known) >= 3:
+    inside = [rows[i]["lo"] <= measured[i] <= rows[i]["hi"] for i in measurable if rows[i]["lo"] is not None]
+    answer["coverage"] = float(np.mean(inside)) if len(inside) == len(measurable) else None
+    if len(measurable) >= 3:
         answer["spearman"] = rank_correlation(value, target)
     return answer
 
@@ -226,5 +227,5 @@ def comparison_lines(answer: Row, level: float) -> list[str]:
         out += f"; {percent(level)} prediction interval contains {answer['coverage']:.0%} of them"
     rank = answer.get("spearman")
     if rank and rank["value"] is not None:
-        out += f"; rank correlation {rank['value']:.3f} 90% [{rank['lo']:.3f}, {rank['hi']:.3f}]"
+        out += f"; rank correlation {rank['value']:.3f} 90% {format_interval(rank['lo'], rank['hi'], '.3f')}"
     return [out]

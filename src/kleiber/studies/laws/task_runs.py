@@ -45,7 +45,7 @@ class Runs:
     def inputs(self, law: Law) -> dict[str, Array]:
         """Returns the columns that a law takes."""
         columns = {"N": self.N, "D": self.D, "loss": self.loss, "floor": self.floor}
-        return {name: column for name in law.inputs if (column := columns[name]) is not None}
+        return {name: column for name, column in columns.items() if name in law.inputs and column is not None}
 
 
 def read_runs(frame: pd.DataFrame, roles: Mapping[str, str], fitted: bool = True) -> Runs:

@@ -118,7 +118,8 @@ class RewardAlarm(LeanCallback):
         """Which loss on an earlier text has risen; None where none has by more than `forgetting`."""
         curve = self.evaluate.record.curve
         for task in self.evaluate.earlier if self.forgetting is not None else ():
-            losses = [row[key] for row in curve if (key := f"watch/{task.name}/loss") in row]
+            key = f"watch/{task.name}/loss"
+            losses = [row[key] for row in curve if key in row]
             if losses and self.forgetting is not None and losses[-1] - losses[0] > self.forgetting:
                 return (
                     f"the loss on {task.name} has risen from {losses[0]:.3g} to {losses[-1]:.3g} nats per token: set "
