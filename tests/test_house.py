@@ -156,7 +156,7 @@ def test_every_path_in_the_documentation_exists():
     missing = []
     for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")):
         for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.[a-z_.]+)?)`", page.read_text(encoding="utf-8")):
-            if path in choices:
+            if path in choices or path.startswith("train/"):  # the latter is a metric
                 continue
             places = [REPOSITORY / path, REPOSITORY / "conf" / path, REPOSITORY / "src" / path]
             if path.split("/")[0] in rooms:

@@ -136,7 +136,13 @@ def test_reading_and_writing_are_permitted_apart():
 
 
 OPENED = re.compile(r"(^|_)(path|paths|data|parts|store|url|uri|remote|files?|folder|upstream|prompts)$")
-OF_RUNS = {"Checkpoint.path", "HF.path", "Upcycle.path", "HFModel.path"}  # opening them is checked again
+OF_RUNS = {
+    "Checkpoint.path",
+    "HF.path",
+    "Upcycle.path",
+    "HFModel.path",
+    "GRPO.reward_path",
+}  # opening them is checked again
 
 
 def test_every_argument_that_opens_something_declares_it():

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kleiber.records.terminal import (
+    StderrHandler,
     columns,
     print_line,
     print_logs,
@@ -61,6 +62,8 @@ def test_log_messages_go_the_same_way(capsys, monkeypatch):
     logging.disable(logging.NOTSET)  # a rank of another test in this process may have switched them off
     logger = print_logs()
     monkeypatch.setattr(logger, "propagate", False)  # pytest would keep the message, and not every worker can send it
+    ours = [handler for handler in logger.handlers if isinstance(handler, StderrHandler)]
+    monkeypatch.setattr(logger, "handlers", ours)  # pytest adds its own where a run has ended propagation before
     before = logger.level
     try:
         logging.getLogger("kleiber.data").error("no split %s", HOSTILE)

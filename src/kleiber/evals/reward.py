@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from kleiber.evals.evaluation import Evaluation, Results, Subject, mean_score, proportion_score
 from kleiber.models.generation import continuations
-from kleiber.objectives.answer_rewards import VERIFIER, Answer, AnswerRewards
+from kleiber.objectives.answer_rewards import VERIFIER, Answer, AnswerRewards, Chosen
 from kleiber.objectives.rollouts import Question, answer_limit, questions_of, write_answers
-from kleiber.types import Count
+from kleiber.types import Count, Seed
 from kleiber.types.contracts import HeldOut
 from kleiber.types.score import Metric, Metrics, Scores
 
@@ -51,11 +51,11 @@ class Reward(Evaluation):
 
     def __init__(
         self,
-        reward: str | Mapping[str, float] = VERIFIER,
+        reward: Chosen = VERIFIER,
         samples: Count = 8,
         tokens: Count | None = None,
         limit: Count | None = 200,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.reward, self.samples, self.tokens, self.limit, self.seed = reward, samples, tokens, limit, seed
         self.trained: set[tuple[int, ...]] | None = None  # prompts of training, of which a run has the same

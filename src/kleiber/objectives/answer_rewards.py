@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from kleiber.config.errors import RewardFailed
@@ -28,7 +29,7 @@ from kleiber.types.tokenizer import Tokenizer
 
 VERIFIER, MODEL = "verifier", "model"
 KIND = "REWARDS"  # of the offers of packages
-Chosen = str | Mapping[str, float]
+Chosen = str | Mapping[str, Annotated[float, Ge(-1000), Le(1000)]]  # a name, or weights by name
 Ids = Sequence[int]
 MODEL_ROWS = 64  # scored at once by a reward model
 

@@ -20,7 +20,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from kleiber.models.counting import forward_flops
-from kleiber.objectives.answer_rewards import MODEL, Answer, AnswerRewards, OpenedModel, RewardModel
+from kleiber.objectives.answer_rewards import MODEL, Answer, AnswerRewards, Chosen, OpenedModel, RewardModel
 from kleiber.objectives.auxiliary import loss_with_auxiliary
 from kleiber.objectives.clm import CLM, read_tokens
 from kleiber.objectives.policy_loss import Estimator, LossName, PolicyLoss, estimate_kl, sum_by
@@ -79,7 +79,7 @@ class GRPO(CLM):
         corpus: Corpus,
         open_model: Callable[[str], OpenedModel],
         run_seed: int = 0,
-        reward: str | Mapping[str, float] = "verifier",
+        reward: Chosen = "verifier",
         reward_path: str | None = None,
         group: Annotated[int, Ge(2), Le(4096)] = 8,
         tokens: Count | None = None,

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from kleiber.config.errors import ExitCode
 from kleiber.records import catalog
 from kleiber.records.files import read_json, write_json
+from kleiber.records.regular_files import read_bytes
 from kleiber.records.terminal import print_line
 from kleiber.studies.laws import downstream, downstream_prediction, laws_json, mixture, mixture_prediction
 from kleiber.studies.laws.filters import keep, parse_map, parse_values
@@ -144,7 +145,7 @@ def read_record(path: Path) -> Json | None:
         return None
     model: type[BaseModel] = laws[schema].RECORD
     try:
-        return model.model_validate_json(path.read_bytes()).model_dump(by_alias=True) | {"law": schema[8:-2]}
+        return model.model_validate_json(read_bytes(path, MAX_BYTES)).model_dump(by_alias=True) | {"law": schema[8:-2]}
     except ValidationError as error:
         raise ValueError(f"{path}: {laws_json.problems(error)}; create the file with `kleiber fit --json`") from None
 
