@@ -29,6 +29,7 @@ ELSEWHERE = {  # test files that train with a choice, or prepare its data, in pl
     "init/hf": "runs/test_start_point.py",
     "init/upcycle": "runs/test_stage.py",
     "objective/distill": "objectives/test_distill.py",
+    "objective/grpo": "objectives/test_grpo.py",
     "design/ladder": SMOKED,
     "design/isoflop": "launch/test_sweep_designs.py",
     "design/grid": "launch/test_sweep_designs.py",
@@ -63,6 +64,7 @@ for place, file in FILES.items():
         places = [folder / name, folder / file.stem / name, folder / file.stem / "test_evaluation.py"]
         tested = next((path for path in places if path.is_file()), folder / "test_evaluation.py")
         ELSEWHERE[place] = str(tested.relative_to(TESTS))
+ELSEWHERE |= {place: "topics/rewards/test_problems.py" for place in CHOICES if place.startswith("data/verifiable/")}
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
     **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),
@@ -298,6 +300,6 @@ def test_the_bases_cover_every_class_of_a_run():
     chosen = {target for base in BASES for target, _ in leaves_by_class(base)}
     lines = [line.split() for path in FILES.values() for line in path.read_text().splitlines()]
     named = {line[1] for line in lines if line[:1] == ["_target_:"]}
-    elsewhere = "data. training. runs. studies. launch. adapters. models.HFModel retention. evals. objectives.Distill "
+    elsewhere = "data. training. runs. studies. launch. adapters. models.HFModel retention. evals. objectives.Distill objectives.GRPO "
     elsewhere = (*(f"kleiber.{name}" for name in (elsewhere + "optimizers.DPSGD").split()), "kleiber_topics.")
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

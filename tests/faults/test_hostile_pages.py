@@ -29,6 +29,7 @@ PAGES = {
     "studies/law_report.py":
         "studies/test_law_report.py::test_hostile_groups_columns_and_file_names_add_no_element_to_the_page",
     "studies/report.py": "studies/test_report.py::test_hostile_text_of_runs_and_findings_adds_no_element_to_the_page",
+    "studies/site.py": "studies/test_site.py::test_hostile_names_and_texts_add_no_element",
     "training/callbacks/classes.py":
         "training/callbacks/test_classes.py::test_a_label_that_is_a_script_is_only_text_in_the_page",
 }  # fmt: skip

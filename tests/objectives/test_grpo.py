@@ -97,6 +97,28 @@ def test_micro_batches_and_two_ranks_give_the_numbers_of_one_process(train, monk
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plain", "changed"),
+    [
+        ([], "objective.group=8"),
+        ([], "objective.tokens=2"),
+        ([], "objective.loss=dr_grpo"),
+        ([], "objective.loss=reinforce"),
+        ([], "objective.reward={sorting: 1, length: 2}"),
+        ([], "objective.epochs=2"),
+        ([], "objective.kl=0.5"),
+        (["objective.kl=0.5"], "objective.kl_estimator=k1"),
+        (["objective.epochs=2"], "objective.clip=0.0001"),
+    ],
+)
+def test_every_setting_has_an_effect(train, plain, changed):
+    settings = [key for key in plain if not changed.startswith(key.partition("=")[0] + "=")]
+    without, with_it = train(*plain, root="plain"), train(*settings, changed, root="changed")
+    expected = weights(without)
+    assert any(not torch.equal(tensor, expected[name]) for name, tensor in weights(with_it).items())
+
+
+@pytest.mark.slow
 def test_rewards_rise_and_flops_count_the_answers(train, tmp_path):
     logged = rows(train("budget.steps=40", "trainer.max_steps=40", "callbacks.checkpoints.every=0", root="long"))
     rewards = [row["train/reward"] for row in logged]
