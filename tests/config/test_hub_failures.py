@@ -170,10 +170,10 @@ def test_a_data_set_that_is_not_there_is_told_like_a_private_one(hub, read):
     assert "jane/never-there" in error and "HF_TOKEN" in error
 
 
-@pytest.mark.parametrize(("code", "said"), [(429, "in 7 s"), (503, "HTTP 503")])
+@pytest.mark.parametrize(("code", "said"), [(429, "in 1 s"), (503, "HTTP 503")])
 def test_a_hub_that_does_not_serve_for_now_is_told_so(hub, read, code, said):
     hub.add(f"datasets/jane/busy-{code}", {"data.jsonl": LINES})
-    hub.refused, hub.wait = {f"jane/busy-{code}": code}, 7
+    hub.refused, hub.wait = {f"jane/busy-{code}": code}, 1
     error = read("text", f"jane/busy-{code}")["error"]
     assert str(code) in error and said in error and "Couldn't find" not in error
 
