@@ -1,6 +1,7 @@
 """The scaling study on a ladder with a known law: goals, suspects, and runs that are left out."""
 
 import pytest
+from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.law_report import suspects_table
@@ -70,3 +71,14 @@ def test_a_study_keeps_its_suspects_unless_asked(tmp_path):
     assert {row["suspects"]: row["points"] for row in suspects_table(kept)} == {"with": 20, "without": left["n"]}
     with pytest.raises(ValueError, match=r"study\.exclude=some"):
         Scaling(exclude="some")
+
+
+def test_runs_that_logged_too_few_steps_for_a_curve_have_no_figure_of_curves(tmp_path):
+    pytest.importorskip("altair")
+    for name, logged in (("few", 3), ("many", 40)):
+        rows = [{"step": n, "train/tokens": 1e3 * n, "train/loss": 5.0 / n} for n in range(1, logged + 1)]
+        fake_run(tmp_path / name, [{"params": 1000, "tokens": 1000 * logged}], rows=rows)
+    study = Scaling()
+    assert study.envelope(read_runs(tmp_path / "few")) == {} and [*study.envelope(read_runs(tmp_path / "many"))] == [
+        "envelope"
+    ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -27,9 +26,6 @@ from kleiber.studies.laws.verdicts import CHOICES
 from kleiber.studies.study import Figures, Findings, PlannedPoint, Study, finished_rows
 from kleiber.types import Json, Natural, Positive, Row
 from kleiber.types.score import format_interval
-
-if TYPE_CHECKING:
-    from kleiber.charts.theme import Chart
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
 WHOLE_STEPS = 0.95  # of min_tokens still counts, since runs train on whole steps: 32K tokens may be 31 steps of 1,024
@@ -102,16 +98,11 @@ class Scaling(Study):
         )
 
     def envelope(self, runs: Sequence[Run]) -> Figures:
-        """Returns the figure of the training curves, if the runs have logged any."""
-        if not any("train/loss" in row for run in runs if run.finished for row in run.rows):
-            return {}
+        """Returns the figure of the training curves, if the runs have logged enough for one."""
+        from kleiber.studies.laws.envelope import envelope, training_curves
 
-        def draw() -> Chart:
-            from kleiber.studies.laws.envelope import envelope, training_curves
-
-            return envelope(training_curves(runs, SIZES[self.size]))
-
-        return {"envelope": draw}
+        curves = training_curves(runs, SIZES[self.size])
+        return {} if curves.empty else {"envelope": lambda: envelope(curves)}
 
     def law_of(self, runs: Sequence[Run]) -> Json:
         """Returns the content of laws.json: the fit to rows with D >= min_tokens, and fits from smaller D on."""
