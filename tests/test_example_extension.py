@@ -132,7 +132,7 @@ def test_an_evaluation_scores_a_run_and_the_curve_of_its_training(mylab, launch,
     assert (right["better"], right["label"]) == ("higher", "accuracy of the most probable token on tiny")
     assert right["lo"] < right["value"] < right["hi"] and stage["scores"].keys() == stage["metrics"].keys()
     assert main_command(["eval", str(folder), "--evals", "confidence"]) == 0 and 0 < during < 1
-    assert f"confidence/tiny/confidence {during:.6g} [" in capsys.readouterr().out
+    assert f"confidence  {during:.4g}  [" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("metric", "code"), [("accuracy", 0), ("confidence", 2)])
