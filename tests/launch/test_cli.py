@@ -7,6 +7,7 @@ from typer.main import get_command
 
 import kleiber
 from kleiber.config.extensions import offers
+from kleiber.launch import cli
 from kleiber.launch.cli import Group, app, main, parse_widths
 
 COMMANDS = {
@@ -17,7 +18,7 @@ COMMANDS = {
 
 
 def test_help_lists_the_commands_and_each_has_a_help(capsys):
-    present = {entry.name or vars(entry)["callback"].__name__ for entry in app.registered_commands}
+    present = {entry.name for entry in app.registered_commands}
     assert present - offers("COMMANDS").keys() == COMMANDS
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
@@ -25,6 +26,20 @@ def test_help_lists_the_commands_and_each_has_a_help(capsys):
         assert command in text
         assert main([command, "--help"]) == 0
         assert f"kleiber {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "listed"), [(["--help"], True), (["config", "--help"], False)])
+def test_commands_of_packages_are_imported_for_the_help_that_lists_them_and_not_for_others(
+    words, listed, monkeypatch, capsys
+):
+    offered = offers("COMMANDS").keys()
+    assert offered
+    monkeypatch.setattr(app, "registered_commands", [e for e in app.registered_commands if e.name not in offered])
+    imported = []
+    monkeypatch.setattr(cli, "import_offer", lambda kind, name, place: imported.append(name) or (lambda: None))
+    assert main(words) == 0
+    assert {*imported} == (offered if listed else set())
+    assert all(f" {name} " in capsys.readouterr().out for name in imported[:1])
 
 
 def test_the_help_has_flags_without_a_type_and_paragraphs_without_line_breaks(capsys):

@@ -105,7 +105,7 @@ Overrides = Annotated[
 AS_THEY_ARE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-@app.command(cls=Command, context_settings=AS_THEY_ARE, options_metavar="[-m]")
+@app.command("train", cls=Command, context_settings=AS_THEY_ARE, options_metavar="[-m]")
 def train(overrides: Overrides = None) -> None:
     """Train a run, or a sweep with -m: the same as `python train.py`. `kleiber train --help` lists the choices."""
     from kleiber.launch.main import main
@@ -113,7 +113,7 @@ def train(overrides: Overrides = None) -> None:
     raise typer.Exit(main(overrides or [], typed=True))
 
 
-@app.command(cls=Command, context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]})
+@app.command("config", cls=Command, context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]})
 def config(
     overrides: Overrides = None,
     config_dir: Annotated[str | None, typer.Option(metavar="DIR", help="A folder with choices of yours.")] = None,
@@ -140,7 +140,7 @@ def config(
     print_line("\n".join(annotated_yaml(completed, sources)))
 
 
-@app.command(cls=Command)
+@app.command("check", cls=Command)
 def check(
     name: Annotated[str, typer.Argument(metavar="mup", help="Name of the check; mup is the only one.")],
     widths: Annotated[str, typer.Option(help="Widths of the models in channels, multiples of 16.")] = "64,128,256",

@@ -60,8 +60,8 @@ def install(monkeypatch) -> Trainer:
     """Replaces what runs commands."""
     trainer = Trainer()
     monkeypatch.setattr(engine, "run_command", trainer)
-    monkeypatch.setattr("kleiber_topics.gate.command.write_report", lambda stream: stream.home / "gate.html")
-    monkeypatch.setattr("kleiber_topics.gate.command.secrets.token_hex", lambda _: "0" * 32)
+    monkeypatch.setattr("kleiber_topics.gate.actions.write_report", lambda stream: stream.home / "gate.html")
+    monkeypatch.setattr("kleiber_topics.gate.actions.secrets.token_hex", lambda _: "0" * 32)
     return trainer
 
 
