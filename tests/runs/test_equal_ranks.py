@@ -104,7 +104,7 @@ def test_ranks_that_torchrun_starts_with_other_overrides_are_refused(tmp_path, o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp", "tensor"])
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_ranks_that_find_other_data_under_one_name_are_refused(tmp_path, cache_dir, monkeypatch, trainer):
     """KLEIBER_DATA on the second node has other files."""
     for rank in (0, 1):
