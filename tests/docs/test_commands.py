@@ -29,6 +29,7 @@ smoke() {  # trains as the page says, but twenty steps at most
     for word in "$@"; do
         case "$word" in
             experiment=*) word="${word#experiment=}"; word="${word#[}"; chosen="${word%]},smoke" ;;
+            data.digits=*) words+=(data.digits=2) ;;  # 100 secrets to rank in place of 10,000
             *) words+=("$word") ;;
         esac
     done

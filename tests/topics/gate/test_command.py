@@ -89,7 +89,7 @@ def test_a_folder_without_a_stream_is_refused(tmp_path):
 def test_runs_of_kleiber_are_trained_and_read(tmp_path, monkeypatch):
     """The pilot, the screen and the tests of real runs of a few seconds: a diverging rate is discarded."""
     monkeypatch.chdir(tmp_path)
-    recipe = "trainer=smoke logger=csv"
+    recipe = "trainer=smoke logger=csv data.max_bytes=300K"
     assert main(["gate", "init", "stream", "--overrides", recipe, "--horizon", "5"]) == 0
     assert main(["gate", "propose", "stream", "--name", "no rate", "--overrides", "optimizer.lr=1e-9"]) == 5
     runs = rows(tmp_path / "stream", "run")

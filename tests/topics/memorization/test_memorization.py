@@ -73,7 +73,7 @@ def test_an_untrained_model_remembers_nothing(corpus: TextCorpus) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_keys_change(corpus: TextCorpus) -> None:
+def test_what_the_keys_change(corpus: TextCorpus, tmp_path: Path) -> None:
     subject = parrot(corpus)
     short = Memorization(samples=6, prefix=4, continuation=2).evaluate(subject).scores["words"]
     assert short["extracted/train"].n == 6 and short["extracted/train"].value < 0.5  # 4 tokens are no place of a parrot
@@ -83,7 +83,8 @@ def test_what_the_keys_change(corpus: TextCorpus) -> None:
     assert whole["membership_auc/min_k"].value == 1 >= few["membership_auc/min_k"].value
     limited = Memorization(samples=30).evaluate(replace(subject, tokens=5 * CONTEXT)).scores["words"]
     assert limited["extracted/train"].n == 5
-    ranked = Memorization(samples=6, candidates=3).evaluate(subject_of(untrained(), corpus, CLM()))
+    many = with_canaries(tmp_path, repetitions=[0], count=1, digits=5)  # more candidates than are listed
+    ranked = Memorization(samples=6, candidates=3).evaluate(subject_of(untrained(), many, CLM()))
     assert not ranked.details["canaries"][0]["exact"]
     with pytest.raises(ValueError, match="must be <= 65 together"):
         Memorization(samples=6, prefix=40, continuation=40).evaluate(subject)
@@ -144,13 +145,13 @@ def test_a_warning_says_that_the_samples_are_of_two_distributions(
 @pytest.mark.slow
 def test_a_canary_repeated_a_hundred_times_is_extracted_and_one_repeated_once_is_not(tmp_path: Path) -> None:
     overrides = [
-        "data=canaries", "data.data.max_bytes=600K", "data.count=5", "data.digits=4", "model.width=64",
+        "data=canaries", "data.data.max_bytes=600K", "data.count=5", "data.digits=3", "model.width=64",
         "model.context=128", "batch.tokens=1024", "budget.tokens=700K", "evals=[memorization]",
         "evals.memorization.samples=64", "trainer.threads=1", "logger=csv", "eval.tokens=2048", f"root={tmp_path}",
     ]  # fmt: skip
     assert main(overrides) == 0
     (path,) = tmp_path.glob("runs/*/evals/memorization.json")
     scores = json.loads(path.read_text())["scores"]["canaries"]
-    assert scores["extracted/100"]["value"] == 1 and scores["exposure/100"]["value"] > 13
+    assert scores["extracted/100"]["value"] == 1 and scores["exposure/100"]["value"] > 9.9
     assert scores["extracted/1"]["value"] == 0 and scores["exposure/1"]["value"] < 5
     assert scores["extracted/0"]["value"] == 0 and scores["exposure/0"]["value"] < 3

@@ -130,8 +130,8 @@ def test_at_most_one_in_20_healthy_runs_raises_an_alarm(tmp_path, cache_dir, cap
     from kleiber.launch.main import main
 
     common = [
-        f"root={tmp_path}", "model.context=64", "batch.tokens=512", "budget.steps=300", "eval.every_steps=0",
-        "eval.tokens=4096", "logger=csv", "trainer.threads=1", "callbacks.samples=null",
+        f"root={tmp_path}", "model.context=64", "batch.tokens=512", "budget.steps=150", "eval.every_steps=0",
+        "eval.tokens=4096", "logger=csv", "trainer.threads=1", "callbacks.samples=null", "data.max_bytes=600K",
     ]  # fmt: skip
     raised, base = {}, Path()
     for name, options in KINDS.items():
