@@ -23,7 +23,7 @@ MEMORY_BYTES, SECONDS = 6 * 2**30, 240  # at which a command is ended
 
 @dataclass
 class Ended:
-    """How a command ended: its exit code (minus the signal that ended it), output, seconds, and bytes that it took."""
+    """How a command ended: its exit code (minus the signal that ended it), output, processor seconds, and bytes taken."""
 
     code: int
     output: str
@@ -52,7 +52,7 @@ def commands(study: Path) -> dict[str, list[str]]:
 
 def run_limited(work: Callable[[], int], log: Path) -> Ended:
     """Runs `work` in a fork, with limits on its time and memory."""
-    began, memory = time.monotonic(), log.with_suffix(".memory")
+    memory = log.with_suffix(".memory")
     process = os.fork()
     if process == 0:
         code, at_start = 99, 0
@@ -80,10 +80,11 @@ def run_limited(work: Callable[[], int], log: Path) -> Ended:
                 sys.stderr.flush()
             memory.write_text(str(used("VmHWM") - at_start))
             os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    _, status, usage = os.wait4(process, 0)
     taken = int(memory.read_text()) if memory.exists() else 0
     memory.unlink(missing_ok=True)
-    return Ended(code, log.read_bytes().decode("utf-8", "replace"), time.monotonic() - began, taken)
+    output, seconds = log.read_bytes().decode("utf-8", "replace"), usage.ru_utime + usage.ru_stime
+    return Ended(os.waitstatus_to_exitcode(status), output, seconds, taken)
 
 
 def used(field: str) -> int:
@@ -117,7 +118,7 @@ def failure(ended: Ended, ordinary: Ended, untouched: bool, allowed: tuple[int, 
     if ended.bytes > ordinary.bytes + MORE_BYTES:
         return f"{(ended.bytes - ordinary.bytes) >> 20} MiB more than on an ordinary folder"
     if ended.seconds > ordinary.seconds * 5 + 20:
-        return f"{ended.seconds:.1f} s"
+        return f"{ended.seconds:.1f} s of a processor"
     return ""
 
 
