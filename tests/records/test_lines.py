@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from kleiber.records.lines import MAX_LINE_BYTES, read_lines
+from kleiber.records.lines import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, read_lines
 from kleiber.records.regular_files import DamagedFile
 
 
@@ -28,3 +28,13 @@ def test_lines_of_any_length_are_passed_over_without_filling_the_memory(tmp_path
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DamagedFile, match="pipe"):
         lines_of(tmp_path / "pipe")
+
+
+def test_nothing_is_read_behind_a_line_without_an_end_for_a_hundred_megabytes(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"first\n")
+    os.truncate(path, MAX_LINE_BYTES + 2 * MAX_SKIPPED_BYTES)
+    with open(path, "ab") as file:
+        file.write(b"\nlast\n")
+    assert lines_of(path) == ["first"]
+    assert "skipped 1 damaged lines, first line 2" in capsys.readouterr().err

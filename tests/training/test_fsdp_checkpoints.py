@@ -31,7 +31,7 @@ from kleiber.runs.open import new_model
 from kleiber.training import checkpoint
 from kleiber.training.snapshot import copy_tensors
 
-RUN = ["model=gpt", "optimizer=muon", "callbacks=[default,ema]", "callbacks.ema.decay=0.5", "budget.steps=24"]
+RUN = ["optimizer=muon", "callbacks=[default,ema]", "callbacks.ema.decay=0.5", "budget.steps=24"]
 SHARDED = ["trainer=fsdp", *PAIR, *RUN, "callbacks.checkpoints.sharded=true"]
 
 

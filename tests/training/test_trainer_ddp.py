@@ -82,7 +82,7 @@ def test_two_ranks_in_fresh_processes_give_the_numbers_of_one(launch, process, t
 @pytest.mark.process
 def test_shares_over_the_global_batch_are_those_of_all_ranks(launch, process, tmp_path):
     """4 rows on each of two ranks are 8 rows in one process: their counts are added up before they are shares."""
-    options = [*OPTIONS, "model=moe", "model.mlp.balance.scope=global", "model.mlp.balance.coefficient=1.0"]
+    options = ["model=moe", *OPTIONS, "model.mlp.balance.scope=global", "model.mlp.balance.coefficient=1.0"]
     alone = rows(launch(*options, "batch.micro=8", "trainer.devices=1", root="alone"))
     pair = process(*options, "batch.micro=4", "trainer.devices=2", root="pair")
     _, err = pair.communicate(timeout=PATIENCE)

@@ -13,13 +13,14 @@ from kleiber.records.terminal import warn_once
 T = TypeVar("T")
 MAX_LINE_BYTES = 2**22
 PIECE = 2**20  # bytes that are read at once
+MAX_SKIPPED_BYTES = 2**27  # of a longer line: such a file is no log, and reading all of it takes minutes
 
 
 def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[tuple[str, T]]:
     """Yields the lines of a log, without their newlines, each with what `parse` returns for it.
 
     Leaves out lines for which `parse` raises ValueError, and those of more than MAX_LINE_BYTES, and prints how many
-    they are and which is the first. Leaves out the end of the file without a newline, which is what a killed run was
+    they are and which is the first; what follows a line of MAX_SKIPPED_BYTES is left out too. Leaves out the end of the file without a newline, which is what a killed run was
     writing. Raises DamagedFile for anything but a file; nothing there is a log without lines.
     """
     damaged: list[int] = []
@@ -50,10 +51,14 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def _skip_line(file: BinaryIO) -> bool:
-    """Reads up to the end of a line; returns whether it has one, or the file ends first."""
-    while piece := file.read(PIECE):
+    """Reads up to the end of a line, or of the file if the line is too long; returns False where the file ends first."""
+    for _ in range(MAX_SKIPPED_BYTES // PIECE):
+        piece = file.read(PIECE)
         end = piece.find(b"\n")
         if end >= 0:
             file.seek(end + 1 - len(piece), os.SEEK_CUR)
             return True
-    return False
+        if not piece:
+            return False
+    file.seek(0, os.SEEK_END)
+    return True
