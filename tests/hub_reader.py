@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ def read(kind: str, name: str, **options) -> dict:
 
 
 def main() -> None:
-    """Answers until the input ends."""
+    """Answers until the input ends. The pauses before a library tries again are a twentieth of what they are."""
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(seconds / 20)
     for line in sys.stdin:
         question = json.loads(line)
         os.environ["HF_TOKEN"] = question.pop("token", "")

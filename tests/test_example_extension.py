@@ -185,16 +185,13 @@ def test_installed_it_trains_sweeps_uses_two_ranks_and_opens_and_is_refused_wher
     work = tmp_path / "work"
     work.mkdir()
     assert "tempered" in both.run("kleiber", "train", "--help", cwd=work)
-    both.run("kleiber", "train", *SMOKE, cwd=work)
-    (folder,) = work.glob("multirun/runs/*")
     both.run("kleiber", "train", "-m", *SMOKE, "seed=0,1", "name=sweep", cwd=work)
-    assert len([*work.glob("multirun/sweep/*/summary.json")]) == 2
+    folder, _ = sorted(work.glob("multirun/sweep/*seed*"))
     both.run("kleiber", "train", *SMOKE, "trainer=ddp", "trainer.devices=2", "name=ranks", cwd=work)
     losses = [json.loads(file.read_text())["stages"][0]["metrics"]["val/builtin/docs/loss"]
               for file in (folder / "summary.json", *work.glob("multirun/ranks/*/summary.json"))]  # fmt: skip
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert "loss" in both.run("kleiber", "eval", folder, "--evals", "perplexity", cwd=work)
-    both.run("kleiber", "generate", folder, "--prompt", "a", "--tokens", "4", cwd=work)
     for command in (["eval", folder, "--evals", "perplexity"], ["generate", folder, "--prompt", "a"]):
         assert "KLEIBER_EXTENSIONS=mylab" in alone.run("kleiber", *command, cwd=work, code=2)
     assert "model=gru" in alone.run("kleiber", "train", *SMOKE, cwd=work, code=2)

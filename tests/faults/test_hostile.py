@@ -203,7 +203,7 @@ def test_a_file_of_3_gib_costs_at_most_300_mib(study, name):
 @pytest.mark.slow
 @pytest.mark.forks
 @pytest.mark.parametrize("bomb", [hostile.archive_bomb, hostile.table_bomb])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, 5])  # each kind of either once
 def test_a_bomb_costs_at_most_300_mib(tmp_path, study, bomb, seed):
     names = ("runs", "compare") if bomb is hostile.archive_bomb else ("fit a table",)
     ordinary = {name: limited(study, name) for name in names}

@@ -7,8 +7,8 @@ import pytest
 from faults.kill_campaign import campaign
 from faults.kill_kinds import KINDS
 
-IN_PROCESSES = {"fsdp": 2, "sweep": 2, "command": 4}
-SAMPLE = {name: 3 for name, kind in KINDS.items() if not kind.in_processes} | {"trunk": 12} | IN_PROCESSES
+IN_PROCESSES = {"fsdp": 2, "sweep": 2, "command": 3}
+SAMPLE = {name: 2 for name, kind in KINDS.items() if not kind.in_processes} | {"trunk": 6} | IN_PROCESSES
 
 
 @pytest.mark.slow
