@@ -177,6 +177,7 @@ SMOKE = ["experiment=smoke", "logger=csv", "model=gru", "objective=smoothed"]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_installed_it_trains_sweeps_uses_two_ranks_and_opens_and_is_refused_where_it_is_not_installed(tmp_path):
     """The entry point allows the installed package; a reader without the package refuses its run by name."""
@@ -200,6 +201,7 @@ def test_installed_it_trains_sweeps_uses_two_ranks_and_opens_and_is_refused_wher
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_a_sweep_and_two_ranks_find_a_package_that_lies_in_the_working_folder(tmp_path):
     alone, work = Environment(tmp_path / "alone", REPOSITORY), tmp_path / "work"

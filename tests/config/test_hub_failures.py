@@ -170,6 +170,7 @@ def test_a_data_set_that_is_not_there_is_told_like_a_private_one(hub, read):
     assert "jane/never-there" in error and "HF_TOKEN" in error
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("code", "said"), [(429, "in 1 s"), (503, "HTTP 503")])
 def test_a_hub_that_does_not_serve_for_now_is_told_so(hub, read, code, said):
     hub.add(f"datasets/jane/busy-{code}", {"data.jsonl": LINES})

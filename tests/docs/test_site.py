@@ -38,6 +38,7 @@ def test_the_site_is_built_strictly_and_works_offline(site):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_no_code_block_and_no_table_is_cut_on_a_phone_or_in_a_window(site):
     if site_overflow.browser() is None:

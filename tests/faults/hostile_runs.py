@@ -23,7 +23,7 @@ MEMORY_BYTES, SECONDS = 6 * 2**30, 240  # at which a command is ended
 
 @dataclass
 class Ended:
-    """How a command ended: its exit code (minus the signal that ended it), output, processor seconds, and bytes taken."""
+    """How a command ended: its exit code (minus the signal that ended it), output, processor seconds, bytes."""
 
     code: int
     output: str

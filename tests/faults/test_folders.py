@@ -106,6 +106,7 @@ def text_of(path: Path) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_that_is_on_the_disk_of_twenty_folders_is_read_or_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

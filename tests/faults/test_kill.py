@@ -85,6 +85,7 @@ def test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end(child, tmp_path):
     """FAULTS 47: no exit record means that nobody was there to write one."""
     mirror = ["logger=wandb", "logger.wandb.mode=offline", "callbacks.log.every=1", "eval.every_steps=0"]

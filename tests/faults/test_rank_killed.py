@@ -12,6 +12,7 @@ LONG += ["model.width=32", "model.context=32", "eval.every_steps=0", "eval.token
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("trainer", "rank", "number"),

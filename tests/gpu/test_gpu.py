@@ -101,6 +101,7 @@ def test_time_with_kernels_is_the_union_of_their_intervals(script):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.parametrize("part", ["resume", "dense", "mixture", "profile", "small"])
 def test_every_part_runs_on_a_cpu(script, tmp_path, cache_dir, part):

@@ -50,6 +50,7 @@ def losses(run: Path) -> list[float]:
     return [row["train/loss"] for row in rows if "train/loss" in row]
 
 
+@pytest.mark.long
 def test_a_model_goes_to_the_hub_and_back_bit_for_bit(hub, tmp_path):
     hub.add("datasets/jane/tales", {"data.jsonl": LINES})
     words = ("data.path=jane/tales", "data.tokenizer=bpe", "data.vocab_size=300", "data=text")

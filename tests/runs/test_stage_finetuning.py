@@ -48,6 +48,7 @@ def test_a_dpo_run_in_bf16_starts_with_a_margin_of_zero(launch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.parametrize("name,data", TASKS)
 def test_fine_tuning_on_two_ranks_equals_one_process(launch, process, tmp_path, name, data):

@@ -141,6 +141,7 @@ def test_hostile_text_of_runs_and_findings_adds_no_element_to_the_page():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_study_of_200_sizes_is_drawn(tmp_path):
     for number, num_params in enumerate(np.geomspace(2e4, 2e6, 200).astype(int).tolist()):
         write_run(tmp_path / "wide" / f"size{number}", 0, num_params)

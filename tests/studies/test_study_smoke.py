@@ -204,6 +204,7 @@ STUDIES = {
 }
 
 
+LONG = ("collaboration", "collapse", "memorization", "needle", "retrieval")  # a quarter of a minute or more
 CODES = {None: 0, "supported": 0, "undecided": 3, "not tested": 3, "contradicted": 5}
 
 
@@ -232,7 +233,9 @@ def test_every_study_has_its_line():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:model.mlp.balance.coefficient=0")  # the arm `unbalanced` of study=routers
-@pytest.mark.parametrize("name", list_choices("study"))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in list_choices("study")]
+)
 def test_a_study_is_trained_and_analyzed(name, tmp_path, cache_dir):
     folder, expected = start(name, tmp_path), STUDIES[name]
     runs = read_runs(folder)

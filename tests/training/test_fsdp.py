@@ -173,6 +173,7 @@ def test_each_rank_holds_its_share_alone(cache_dir, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_a_killed_sharded_run_ends_bit_identical(process, tmp_path):
     options = ["trainer=fsdp", *PAIR, "budget.steps=30"]
@@ -194,6 +195,7 @@ def test_a_killed_sharded_run_ends_bit_identical(process, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_one_process_and_sharded_ranks_go_on_from_each_other(launch, process, interrupted, tmp_path):
     """Weights and optimizer state: a moment that was lost would show in the next step."""

@@ -161,6 +161,7 @@ def test_bf16_is_another_arithmetic_with_the_same_weights_on_disk(launch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_a_compiled_run_is_the_plain_one_and_keeps_what_it_compiled(launch, process, monkeypatch, tmp_path):
     monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "cache"))

@@ -66,6 +66,7 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, monkeypatch, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.parametrize("model", ["gpt", "moe", "lstm"])
 def test_two_ranks_in_fresh_processes_give_the_numbers_of_one(launch, process, tmp_path, model):
@@ -157,6 +158,7 @@ hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1,2'}}}
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_a_sweep_of_two_rank_cells_one_failing_on_rank_1(launch, monkeypatch, cache_dir, tmp_path):
     """FAULTS 13, 14, 16; USERS 1-6: a study file that asks for the sweep itself, so a child could start it again."""
@@ -207,6 +209,7 @@ def ends(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical(process, tmp_path):
     """FAULTS 3, 16: the death of one rank ends the other, and the same command goes on."""
@@ -252,6 +255,7 @@ def test_two_ranks_that_are_asked_to_end_save_once_and_say_so(process, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_a_rank_that_is_stopped_is_named_and_the_run_ends_with_a_checkpoint(process, tmp_path):
     """FAULTS 88. The checkpoint is of a step that no schedule asks for: the last one that both ranks completed."""

@@ -91,6 +91,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.parametrize(("begin", "trainer"), [(with_torchrun, "ddp"), (with_torchrun, "fsdp"), (with_srun, "ddp")])
 def test_two_nodes_of_two_ranks_give_the_losses_of_one_process(launch, cache_dir, tmp_path, begin, trainer):
@@ -106,6 +107,7 @@ def test_two_nodes_of_two_ranks_give_the_losses_of_one_process(launch, cache_dir
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_a_run_of_one_process_goes_on_with_four_ranks_on_two_nodes(launch, interrupted, cache_dir, tmp_path):
     alone = launch(*OPTIONS, *ALONE, root="alone")

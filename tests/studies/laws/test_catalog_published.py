@@ -82,6 +82,7 @@ def test_gemstones_objective_and_exponents(fit):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_step_law_keeps_its_rows_and_flags_the_badly_set(fit):
     fitted = fit("steplaw_small.csv", "--map", "N=N,D=D,L=loss")
     assert fitted["n"] == 1404 and fitted["excluded"] == [] and len(fitted["suspects"]) > 50

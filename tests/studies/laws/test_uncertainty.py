@@ -33,6 +33,7 @@ def coverage(num_tables: int, draws: int) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_intervals_cover_on_200_tables():
     loss, exponent = coverage(200, 200)
     assert 0.84 <= loss <= 0.96 and 0.84 <= exponent <= 0.96, (loss, exponent)

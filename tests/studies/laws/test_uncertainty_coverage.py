@@ -41,6 +41,7 @@ def judged(setting, tables, draws=199):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHOSEN)
 def test_intervals_cover_and_exact_laws_pass(name):
     held, refused = judged(SETTINGS[name], 25)

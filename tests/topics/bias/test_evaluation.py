@@ -160,6 +160,7 @@ PLANTED = [
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_planted_bias_moves_the_score_and_mitigations_move_it_back(tmp_path, cache_dir):
     """Text that agrees, or disagrees, with stereotypes; then the first with each mitigation. Intervals are disjoint."""
 

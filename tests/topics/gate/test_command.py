@@ -85,6 +85,7 @@ def test_a_folder_without_a_stream_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_runs_of_kleiber_are_trained_and_read(tmp_path, monkeypatch):
     """The pilot, the screen and the tests of real runs of a few seconds: a diverging rate is discarded."""

@@ -143,6 +143,7 @@ def test_a_warning_says_that_the_samples_are_of_two_distributions(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_canary_repeated_a_hundred_times_is_extracted_and_one_repeated_once_is_not(tmp_path: Path) -> None:
     overrides = [
         "data=canaries", "data.data.max_bytes=600K", "data.count=5", "data.digits=3", "model.width=64",

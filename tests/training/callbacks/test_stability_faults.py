@@ -71,6 +71,7 @@ def loss_of(folder: Path) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_gradient_a_thousand_times_too_large_is_named_and_rolled_back(launch, monkeypatch, capsys):
     healthy = [loss_of(launch(*SEEDS, f"seed={seed}", root="healthy")) for seed in range(3)]
     calls: list[int] = []
@@ -126,6 +127,7 @@ KINDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_at_most_one_in_20_healthy_runs_raises_an_alarm(tmp_path, cache_dir, capsys):
     from kleiber.launch.main import main
 
