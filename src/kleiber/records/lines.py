@@ -20,8 +20,9 @@ def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[tuple[str, T]]
     """Yields the lines of a log, without their newlines, each with what `parse` returns for it.
 
     Leaves out lines for which `parse` raises ValueError, and those of more than MAX_LINE_BYTES, and prints how many
-    they are and which is the first; what follows a line of MAX_SKIPPED_BYTES is left out too. Leaves out the end of the file without a newline, which is what a killed run was
-    writing. Raises DamagedFile for anything but a file; nothing there is a log without lines.
+    they are and which is the first; of a file with a line of more than MAX_SKIPPED_BYTES also all that follows it.
+    Leaves out the end of the file without a newline, which is what a killed run was writing. Raises DamagedFile for
+    anything but a file; nothing there is a log without lines.
     """
     damaged: list[int] = []
     for number, line in enumerate(_whole_lines(path), start=1):
@@ -51,7 +52,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def _skip_line(file: BinaryIO) -> bool:
-    """Reads up to the end of a line, or of the file if the line is too long; returns False where the file ends first."""
+    """Reads up to the end of a line, of a far too long one to the end of the file; False where the file ends first."""
     for _ in range(MAX_SKIPPED_BYTES // PIECE):
         piece = file.read(PIECE)
         end = piece.find(b"\n")

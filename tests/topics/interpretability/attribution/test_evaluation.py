@@ -64,14 +64,8 @@ def test_a_trained_model_rests_on_the_planted_trigger(tmp_path, cache_dir):
     from kleiber.records.summary_file import read_summary
 
     plan = ["model.depth=2", "model.width=32", "model.num_heads=2", "model.context=48", "batch.tokens=1536"]
-    plan += [
-        "data.max_bytes=600K",
-        "budget.tokens=600K",
-        "optimizer.lr=0.02",
-        "trainer.threads=1",
-        "logger=csv",
-        "callbacks.samples=null",
-    ]
+    plan += ["data.max_bytes=600K", "budget.tokens=600K", "optimizer.lr=0.02", "trainer.threads=1", "logger=csv"]
+    plan += ["callbacks.samples=null"]
     evaluation = ["evals=[attribution]", "evals.attribution.shown=0"]
     assert main(["data=trigger", *plan, *evaluation, f"root={tmp_path}"]) == 0
     (folder,) = tmp_path.glob("*/*")
