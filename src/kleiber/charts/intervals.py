@@ -47,8 +47,8 @@ def estimates(
     symlog        draws large values closer to 0, where one line would leave no room to the others
     by_effect     sorts the lines by their least value
 
-    Panels with nearly the same lines name them once, to the left. Two panels of lines with long names, and any
-    number of different lines, stand one below the other.
+    Panels with nearly the same lines name them once, to the left. Two panels of lines with long names, any
+    number of different lines, and lines with very long names stand one below the other.
     """
     shown = _table(rows, zero)
     kinds = [name for name in BOUNDS if name in set(shown["bound"])]
@@ -56,7 +56,7 @@ def estimates(
     color = color or (kind_color(order, "series", alt.Legend()) if dodge else arm_color(order, order, legend=False))
     sort, shared = _lines_of(shown, sort, by_effect)
     longest, drawn = max(map(len, shown["name"])), len(set(shown["panel"]))
-    if drawn == 1 or (longest > LONG and (drawn == 2 or not shared)):
+    if drawn == 1 or (longest > LONG and (drawn == 2 or not shared)) or longest > 2 * LONG:
         columns, width = 1, int(min(WIDTH, max(width + 50, WIDTH + BESIDE - LETTER * longest)))
     numbers = ["value", "lo", "hi", "reference", "other"]
     panels = []

@@ -175,10 +175,11 @@ def lines(
             axis["scale"] = scale_over(part if own_scales else tables, log, at)
         return draw(part, x, axis, color, [] if at is None else [reference_line(axis, at)])
 
-    if not panel:
-        return with_title(panel_of(tables), title, height, subtitle)
+    names = list(dict.fromkeys(tables[0].rows[panel])) if panel else []
+    if len(names) < 2:
+        return with_title(panel_of(tables), title, height, "; ".join(filter(None, [*map(str, names), subtitle])))
     panels = []
-    for name in dict.fromkeys(tables[0].rows[panel]):
+    for name in names:
         parts = [
             replace(marks, rows=marks.rows[marks.rows[panel] == name]) if panel in marks.rows else marks
             for marks in tables
