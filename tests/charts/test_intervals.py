@@ -92,7 +92,7 @@ def test_two_panels_of_lines_with_long_names_stand_one_below_the_other():
     assert [columns("dense", "ab"), columns(long, "ab"), columns(long, "abc"), columns(2 * long, "abc")] == [2, 1, 2, 1]
     rows = [
         {"series": name, "value": 1.0, "lo": 0.5, "hi": 1.5, "panel": panel}
-        for name, panel in ("ax bx cx dx ay by cy".split())
+        for name, panel in (["ax", "bx", "cx", "dx", "ay", "by", "cy"])
     ]
     panels = estimates(rows, "abcd", "nats", "x").to_dict()["concat"]
     domains = [marks(panel, "point")[0]["encoding"]["y"]["scale"]["domain"] for panel in panels]
