@@ -86,7 +86,7 @@ def what_identifies(law: Row, missing: Sequence[str]) -> str:
     inputs = [name for name in law["domain"] if name != "C"] or ["C"]
     wanted = {needed for name in missing for needed in CARRIED_BY.get(name, inputs)} & set(inputs)
     spans = {name: high / low for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
-    ranges = [f"{name} (now a factor of {factor:.2g})" for name, factor in spans.items()]
+    ranges = [f"{name} (now a factor of {float(f'{factor:.2g}'):,g})" for name, factor in spans.items()]
     few = f"more points ({law['n']} for {len(law['params'])} parameters)"
     asked = [*([few] if law["n"] <= 2 * len(law["params"]) else []), f"a wider range of {' and '.join(ranges)}"]
     return " and ".join(asked if ranges else asked[:-1] or [few]) + ", or less noise"
