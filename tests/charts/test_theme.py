@@ -138,6 +138,8 @@ def test_long_titles_and_subtitles_are_cut_into_lines_that_fit_and_lose_no_word(
     assert " ".join(shown["text"]) == title.strip() and "; ".join(shown["subtitle"]) == notes
     assert max(map(len, shown["text"])) <= TITLE_LINE and max(map(len, shown["subtitle"])) <= LINE
     assert len(shown["subtitle"]) < 6, "short notes share a line"
+    for empty in ("", "  ", "; ", " " * 200):
+        assert with_title(alt.Chart().mark_point(), empty, subtitle=empty).to_dict() is not None
 
 
 def test_legends_are_above_figures_in_columns_that_fit():

@@ -222,13 +222,13 @@ def with_title(chart: Chart, title: str, height: int = HEIGHT, subtitle: str = "
 
 def title_above(title: str, subtitle: str) -> alt.TitleParams | str:
     """Returns a title with a subtitle, if there is one; both are cut into lines, a subtitle at its semicolons."""
-    parts = [textwrap.wrap(part, LINE) for part in subtitle.split("; ")] if subtitle else []
     lines: list[str] = []
-    for first, *more in parts:
+    for part in filter(str.strip, subtitle.split("; ")):
+        first, *more = textwrap.wrap(part, LINE)
         if lines and len(lines[-1]) + len(first) + 2 <= LINE:
             first = f"{lines.pop()}; {first}"
         lines += [first, *more]
-    text = title if len(title) <= TITLE_LINE else textwrap.wrap(title, TITLE_LINE)
+    text = title if len(title) <= TITLE_LINE else textwrap.wrap(title, TITLE_LINE) or ""
     if not lines:
         return alt.TitleParams(text) if isinstance(text, list) else text
     return alt.TitleParams(text, subtitle=lines if lines[1:] else lines[0])

@@ -108,7 +108,7 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     notes += [] if several or AS_RUN in ways.values() else [f"at equal {next(iter(ways.values()))}"]
     notes += [f"{round(100 * level, 1):g}% intervals"] if any(gap["lo"] is not None for gap in drawn) else []
     measure = next(iter(gaps))
-    title = f"Difference in {heading(measure)[0].lower()}{heading(measure)[1:]}" if len(gaps) == 1 else "Differences"
+    title = f"Difference in {measure.partition(' (')[0]}" if len(gaps) == 1 else "Differences"
     return estimates(
         rows, order, f"difference in {measure}" if len(gaps) == 1 else f"difference{unit_of(gaps)}",
         f"{title} between arms", zero=True, by_effect=True, subtitle="; ".join([*notes, "dashed: no difference"]),
@@ -160,7 +160,7 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Char
     ]  # fmt: skip
     frame = pd.DataFrame(shown).astype({"lo": float, "hi": float})
     x = values_axis("tokens", "training tokens", frame["tokens"])
-    title = f"Difference in {heading(measure)[0].lower()}{heading(measure)[1:]} vs training tokens"
+    title = f"Difference in {measure.partition(' (')[0]} vs training tokens"
     note = "; ".join(filter(None, [f"minus {plain}" if plain else "", "dashed: no difference"]))
     pairs = {arm: list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
     colors = [pairs.get(arm, [arm])[0] for arm in order]
