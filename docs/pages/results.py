@@ -43,7 +43,7 @@ SITE_PATHS = {
 GALLERY = "results/gallery.md"
 CAPTIONS = {
     "allocation": "The best size grows with compute as the line says; in the band, 90% of the fits",
-    "annotators": "Wrong judgments lower the win rate; at the dashed line a model does not win more often than its start",
+    "annotators": "Wrong judgments lower the win rate; the dashed line is that of the start",
     "arms": "Arms from the lowest loss to the highest; points of one arm are its seeds",
     "backtests": "A law is worth its parameters where its error is below that of both naive forecasts",
     "balance": "How evenly routers use the experts",
@@ -57,7 +57,7 @@ CAPTIONS = {
     "differences": "A difference is decided where its interval is clear of the dashed line",
     "envelope": "The black steps are the lowest training loss that any size has reached with that compute",
     "epsilon": "Lower left is better: secrets are forgotten at no cost in loss",
-    "exponents": "If the dots of one color lie near each other, it hardly matters how parameters and compute are counted",
+    "exponents": "Dots of one color that lie near each other: how parameters are counted hardly matters",
     "exposure": "Exposure rises with repetition in plain training, and stays low with each remedy",
     "extracted": "Only plain training writes out secrets, and only those that are repeated often",
     "frontier": "Each size is best over a range of compute; the black line is the lowest loss of the law",
