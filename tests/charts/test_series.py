@@ -11,6 +11,7 @@ pytest.importorskip("altair")
 import altair as alt
 
 from kleiber.charts.series import Marks, arm_color, end_names, lines, seed_lines
+from kleiber.charts.theme import WIDTH
 
 
 def test_an_arm_has_one_color_whichever_arms_are_beside_it():
@@ -84,3 +85,9 @@ def test_the_names_of_lines_are_moved_apart_at_their_ends():
     assert names.rows["x"].tolist() == [3, 3] and float(np.ptp(names.rows["height"])) >= 0.04 * float(
         np.ptp(rows["value"])
     )
+
+
+def test_one_panel_alone_is_a_figure_of_full_width_and_its_name_is_in_the_subtitle():
+    rows = pd.DataFrame({"x": [1.0, 2.0], "value": [3.0, 2.0], "panel": "muP"})
+    chart = lines([Marks(rows=rows, line=1)], alt.X("x:Q"), alt.Y("value:Q"), "Loss", panel="panel").to_dict()
+    assert "concat" not in chart and chart["title"]["subtitle"] == "muP" and chart["width"] == WIDTH

@@ -13,8 +13,11 @@ import altair as alt
 from kleiber.charts.theme import (
     FONTS,
     KINDS,
+    LINE,
     METHODS,
+    TITLE_LINE,
     apply_theme,
+    colors_of,
     count_tip,
     format_count,
     kind_color,
@@ -114,7 +117,10 @@ def test_a_line_chart_has_intervals_only_where_there_are_seeds(half, marks):
 def test_lines_that_end_at_different_places_are_named_in_a_legend():
     means = pd.DataFrame({"D": [1e6, 2e6, 1e6, 4e6], "arm": ["a", "a", "b", "b"], "mean": [3.0, 2.5, 3.1, 2.4]})
     means = means.assign(lo=np.nan, hi=np.nan, half=np.nan, seeds=1)
-    for part, marks, legend in ((means[:3], ["line", "point"], {}), (means[::2], ["line", "point", "text"], None)):
+    for part, marks, legend in (
+        (means[:3], ["line", "point"], {"columns": 2}),
+        (means[::2], ["line", "point", "text"], None),
+    ):
         chart = line_chart(part, "D", "tokens", "arm", "Loss vs tokens").to_dict()
         assert [layer["mark"]["type"] for layer in chart["layer"]] == marks
         assert chart["layer"][0]["encoding"]["color"]["legend"] == legend
@@ -124,6 +130,33 @@ def test_a_group_comes_before_the_subtitle_of_a_chart():
     for subtitle, expected in (("dashed: equality", "kind = a; dashed: equality"), ("", "kind = a")):
         plain = with_title(alt.Chart(pd.DataFrame()).mark_point(), "Loss", subtitle=subtitle)
         assert with_group(plain, "kind = a").to_dict()["title"] == {"text": "Loss", "subtitle": expected}
+
+
+def test_long_titles_and_subtitles_are_cut_into_lines_that_fit_and_lose_no_word():
+    title, notes = "word " * 30, "; ".join(f"note {number} of a figure with intervals" for number in range(6))
+    shown = with_title(alt.Chart().mark_point(), title.strip(), subtitle=notes).to_dict()["title"]
+    assert " ".join(shown["text"]) == title.strip() and "; ".join(shown["subtitle"]) == notes
+    assert max(map(len, shown["text"])) <= TITLE_LINE and max(map(len, shown["subtitle"])) <= LINE
+    assert len(shown["subtitle"]) < 6, "short notes share a line"
+    for empty in ("", "  ", "; ", " " * 200):
+        assert with_title(alt.Chart().mark_point(), empty, subtitle=empty).to_dict() is not None
+
+
+def test_legends_are_above_figures_in_columns_that_fit():
+    few, long = ["a", "b", "c"], ["an arm with a rather long name of its variant"] * 3
+    assert kind_color(few, legend=alt.Legend()).to_dict()["legend"]["columns"] == 3
+    assert (
+        kind_color([f"{name} {at}" for at, name in enumerate(long)], legend=alt.Legend()).to_dict()["legend"]["columns"]
+        == 1
+    )
+    assert apply_theme(alt.Chart().mark_point()).to_dict()["config"]["legend"]["orient"] == "top"
+
+
+def test_two_methods_of_one_figure_have_two_colors():
+    shared = [name for name in METHODS if METHODS[name] == METHODS["LoRA"]]
+    colors = colors_of(["plain", *shared])
+    assert len(shared) > 1 and len(set(colors.values())) == len(colors)
+    assert colors[shared[0]] == METHODS["LoRA"]
 
 
 def test_sizes_have_colors_and_numbers_tooltips():

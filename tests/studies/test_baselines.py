@@ -103,7 +103,7 @@ def test_the_figure_has_a_line_for_each_task_and_one_for_their_mean(runs):
         for run in runs
     ]
     shown = json.dumps(study().analyze(named).figures["tasks"]().to_dict())
-    assert all(f'"{name}"' in shown for name in ("all tasks", "ours - theirs", "BoolQ", "b"))
+    assert all(f'"{name}"' in shown for name in ("all tasks", "ours \\u2212 theirs", "BoolQ", "b"))
 
 
 def test_losses_of_several_objectives_are_drawn_in_panels_and_not_over_one_axis_of_sizes(runs):

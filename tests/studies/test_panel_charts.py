@@ -118,7 +118,7 @@ def test_a_matrix_and_a_distribution_show_their_cells(runs):
     matrix = {**SHOWN, "name": "m", "form": "matrix", "x": "size", "y": "arm", "measures": "loss"}
     ticks = {"name": "d", "form": "distribution", "measures": "loss", "series": "arm", "title": "D"}
     figures = charts(runs, matrix, ticks)
-    assert len([row for row in datasets(figures["m"]) if "change" in row]) == 9
+    assert len([row for row in datasets(figures["m"]) if "arm" in row]) == 9
     assert len(datasets(figures["d"])) == 18
 
 

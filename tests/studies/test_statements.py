@@ -77,7 +77,8 @@ def result(values, turned=False, looks=1, **claim):
 def test_a_verdict_has_the_direction_of_the_result(values, claim, decision, text):
     found = result(values, **claim)
     assert found.decision == decision and verdict(found).startswith(text)
-    assert sentence(found).startswith(f"{decision.capitalize()}: ") and sentence(found).endswith(".")
+    joint = ", since " if decision == "contradicted" else ": "
+    assert sentence(found).startswith(f"{decision.capitalize()}{joint}") and sentence(found).endswith(".")
 
 
 def test_the_changed_group_is_compared_with_the_plain_one():
@@ -123,12 +124,12 @@ def test_an_undecided_claim_names_the_command_that_would_decide_it():
 def test_an_answer_states_what_is_supported_and_contradicted_and_ends_with_counts():
     results = [result(values) for values in ([0.2, 0.21], [0.0, 1.0], [-0.2, -0.21], [-0.3, -0.31], [0.1])]
     text = answer_text("", results, 0.9)
-    order = [text.index(part) for part in ("by 0.205", "by 0.305", "Contradicted: loss is higher")]
+    order = [text.index(part) for part in ("by 0.205", "by 0.305", "Contradicted, since loss is higher")]
     assert order == sorted(order) and "Undecided" not in text
     assert text.endswith("Claims: 2 supported, 1 contradicted, 1 undecided, 1 not tested, with 90% intervals that hold "
                          "together.")  # fmt: skip
     told = answer_text("So it is.", results, 0.9)
-    assert told.startswith("So it is. Contradicted: ") and "Supported" not in told
+    assert told.startswith("So it is. Contradicted, since ") and "Supported" not in told
     assert answer_text("", results[1:2], 0.9).startswith("Undecided: whether ") and answer_text("", [], 0.9)
 
 

@@ -8,25 +8,32 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from kleiber.charts.intervals import ARROWS
 from kleiber.charts.series import Marks, arm_color, lines
 from kleiber.charts.theme import WIDTH, Chart, Rows, in_rows, kind_color, span, with_title
 
 BINS = 30
 
 
-def distribution(rows: Rows, order: Sequence[str], x_title: str, title: str, subtitle: str = "") -> Chart:
+def distribution(
+    rows: Rows, order: Sequence[str], x_title: str, title: str, subtitle: str = "", better: str = "none"
+) -> Chart:
     """The values of all runs, a line of points for each series and a panel for each `panel` with a scale of its own.
 
-    rows  series, value, seed; hollow, whether the point is; panel
+    Lines are sorted by their means.
+
+    rows    series, value, seed; hollow, whether the point is; panel
+    better  the side of the axis that is: lower, higher or none
     """
     shown = rows.assign(**{name: value for name, value in {"hollow": False, "panel": ""}.items() if name not in rows})
     color: Chart = arm_color(order, order, legend=False)
     fill: Chart = alt.condition("datum.hollow", alt.value("white"), color)
     panels = []
     for heading, part in shown.groupby("panel", sort=False):
-        names = [name for name in order if name in set(part["series"])]
+        names = part.groupby("series", sort=False)["value"].mean().sort_values().index.tolist()
+        below = " ".join(filter(None, [x_title, ARROWS.get(better, "")]))
         marks = alt.Chart(part).mark_point(size=46, strokeWidth=1.6, opacity=0.9).encode(
-            x=alt.X("value:Q", title=x_title, scale=span(part["value"])),
+            x=alt.X("value:Q", title=below, scale=span(part["value"]), axis=alt.Axis(tickCount=6, labelOverlap=True)),
             y=alt.Y("series:N", sort=names, title=None, axis=alt.Axis(labelLimit=260)),
             color=color, fill=fill,
             tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],

@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.series import arm_color
-from kleiber.charts.theme import WIDTH, Chart, in_rows, kind_color, over, reference_line, span
+from kleiber.charts.theme import WIDTH, Chart, Rows, in_rows, kind_color, over, reference_line, span
 
 BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains it
     "": ("circle", ""),
     "at most": ("triangle-left", "arrow to the left: at most"),
     "at least": ("triangle-right", "arrow to the right: at least"),
-    "not bounded by": ("cross", "cross: a difference of two upper bounds, which bounds nothing"),
+    "not bounded by": ("cross", "cross: could be on either side"),
 }
 ARROWS = {"lower": "← better", "higher": "better →"}  # below the axis, where one side is better
+LETTER, BESIDE, LONG = 5.5, 120, 24  # width of a letter; space for the names of lines of WIDTH; long names, in letters
 OTHER = {"shape": "diamond", "filled": False, "size": 60, "color": "#0072B2"}  # of the second value of a line
 
 
@@ -46,26 +47,32 @@ def estimates(
     symlog        draws large values closer to 0, where one line would leave no room to the others
     by_effect     sorts the lines by their least value
 
-    Panels with the same lines name them once, to the left.
+    Panels with nearly the same lines name them once, to the left. Two panels of lines with long names, any
+    number of different lines, and lines with very long names stand one below the other.
     """
     shown = _table(rows, zero)
     kinds = [name for name in BOUNDS if name in set(shown["bound"])]
     shape = _shape_of_bounds(kinds) if shape is None else shape
     color = color or (kind_color(order, "series", alt.Legend()) if dodge else arm_color(order, order, legend=False))
     sort, shared = _lines_of(shown, sort, by_effect)
+    longest, drawn = max(map(len, shown["name"])), len(set(shown["panel"]))
+    if drawn == 1 or (longest > LONG and (drawn == 2 or not shared)) or longest > 2 * LONG:
+        columns, width = 1, int(min(WIDTH, max(width + 50, WIDTH + BESIDE - LETTER * longest)))
     numbers = ["value", "lo", "hi", "reference", "other"]
     panels = []
     for at, (heading, part) in enumerate(shown.groupby("panel", sort=False)):
-        names = list(dict.fromkeys(part["name"]))
+        names = sort if shared else list(dict.fromkeys(part["name"]))
         scale = span((part if own_scales else shown)[numbers].to_numpy(dtype=float).ravel())
         scale = alt.Scale(domain=domain) if domain else scale
-        ticks = 4 if width < WIDTH and len(set(shown["panel"])) > 1 else 6
+        ticks = 4 if columns > 1 else 6
         title_below = " ".join(filter(None, [x_title, ARROWS.get(str(part["better"].iloc[0]), "")]))
         x = symlog_axis(title_below, scale) if symlog else alt.X(
             "value:Q", title=title_below, scale=scale, axis=alt.Axis(tickCount=ticks, labelOverlap=True)
         )  # fmt: skip
         beside = alt.Axis(labelLimit=340, labels=not shared or at % columns == 0)
-        base = alt.Chart(part).encode(y=alt.Y("name:N", title=None, sort=sort or names, axis=beside), color=color)
+        rows_down = alt.Scale(domain=names) if shared else alt.Undefined
+        lines = alt.Y("name:N", title=None, sort=sort or names, axis=beside, scale=rows_down)
+        base = alt.Chart(part).encode(y=lines, color=color)
         base = base.encode(yOffset=alt.YOffset("series:N", sort=order)) if dodge else base
         hints = [*(alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")), *tips]
         dots = _dots(base if shape is None else base.encode(shape=shape), part, color, 60 if dodge else 50)
@@ -77,18 +84,27 @@ def estimates(
             layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=over(x, "lo"), x2="hi:Q"))
         if np.isfinite(part["reference"].to_numpy(dtype=float)).any():
             layers.insert(0, reference_line(x, float(part["reference"].iloc[0])))
-        size = {"width": WIDTH if len(set(shown["panel"])) == 1 else width, "height": step * len(names) + 10}
+        size = {"width": width, "height": step * len(names) + 10}
         panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
-    notes = "; ".join(filter(None, (subtitle, *(BOUNDS[name][1] for name in kinds))))
+    bent = "the axis is logarithmic away from 0" if symlog else ""
+    notes = "; ".join(filter(None, (subtitle, bent, *(BOUNDS[name][1] for name in kinds))))
     return in_rows(panels, title, notes, columns)
 
 
 def _lines_of(shown: pd.DataFrame, sort: Sequence[str], by_effect: bool) -> tuple[list[str], bool]:
-    """Returns the lines of all panels from top to bottom, if they have one order, and whether the panels share them."""
-    shared = len({tuple(sorted(set(part["name"]))) for _, part in shown.groupby("panel")}) == 1
-    if by_effect:
-        return list(dict.fromkeys(shown.sort_values("value")["name"])), shared
-    return list(sort) or (list(dict.fromkeys(shown["name"])) if shared else []), shared
+    """Returns the lines of all panels from top to bottom, if they have one order, and whether the panels share them.
+
+    Panels share their lines if each has at least three of four.
+    """
+    ordered: Rows = shown.sort_values("value") if by_effect else shown
+    names = list(dict.fromkeys(ordered["name"]))
+    shared = min(len(set(part["name"])) for _, part in shown.groupby("panel")) >= 0.75 * len(names)
+    if by_effect and shared:
+        first = ordered.loc[ordered["panel"] == shown["panel"].iloc[0], "name"]
+        names = list(dict.fromkeys([*first, *names]))
+    if sort and shared:
+        names = [*sort, *(name for name in names if name not in sort)]
+    return names if shared or by_effect else list(sort), shared
 
 
 def _dots(base: Chart, part: pd.DataFrame, color: Chart, area: int) -> Chart:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import altair as alt
 import numpy as np
 
-from kleiber.charts.theme import PALETTE, Chart, Rows, apply_theme, with_title
+from kleiber.charts.theme import PALETTE, Chart, Rows, apply_theme, title_above, with_title
 
 WRITTEN = 16  # most columns whose values are written into their cells
 
@@ -36,7 +36,7 @@ def matrix(
     if panel not in rows:
         return with_title(chart, title, height=26 * down, subtitle=subtitle)
     side = max(90, (50 if "text" in rows else cell[0]) * across)
-    return in_panels(chart, rows, panel, title, subtitle, (side, cell[1] * down), columns or max(1, 760 // side))
+    return in_panels(chart, rows, panel, title, subtitle, (side, cell[1] * down), columns or max(1, 560 // side))
 
 
 def heat_map(
@@ -86,4 +86,4 @@ def in_panels(
         header = alt.Header(labelFontSize=12, labelFontWeight="bold")
         facet = alt.Facet(f"{panel}:N", title=None, sort=list(dict.fromkeys(rows[panel])), header=header)
         sized = sized.facet(facet=facet, columns=columns, spacing=16)
-    return apply_theme(sized.properties(title=alt.TitleParams(title, subtitle=subtitle) if subtitle else title))
+    return apply_theme(sized.properties(title=title_above(title, subtitle)))

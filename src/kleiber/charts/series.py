@@ -27,7 +27,7 @@ from kleiber.charts.theme import (
 )
 
 MOST = 6  # arms in one panel
-SMALL = {"width": 250, "height": 170}  # of a panel
+SMALL = {"width": 235, "height": 165}  # of a panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,8 @@ def scale_over(tables: Sequence[Marks], log: bool = False, reference: float | No
     """Returns a vertical scale that has all values and intervals of the tables."""
     columns = [marks.rows[name] for marks in tables for name in {marks.value, *marks.ends} if name in marks.rows]
     values = np.concatenate([np.asarray(column, dtype=float) for column in columns])
-    values = np.append(values[np.isfinite(values)], [] if reference is None else [reference])
+    values = np.append(values, [] if reference is None else [reference])
+    values = values[np.isfinite(values)]
     if not log:
         return span(values)
     return alt.Scale(type="log", padding=10, domain=[float(values.min()), float(values.max())])
@@ -174,10 +175,11 @@ def lines(
             axis["scale"] = scale_over(part if own_scales else tables, log, at)
         return draw(part, x, axis, color, [] if at is None else [reference_line(axis, at)])
 
-    if not panel:
-        return with_title(panel_of(tables), title, height, subtitle)
+    names = list(dict.fromkeys(tables[0].rows[panel])) if panel else []
+    if len(names) < 2:
+        return with_title(panel_of(tables), title, height, "; ".join(filter(None, [*map(str, names), subtitle])))
     panels = []
-    for name in dict.fromkeys(tables[0].rows[panel]):
+    for name in names:
         parts = [
             replace(marks, rows=marks.rows[marks.rows[panel] == name]) if panel in marks.rows else marks
             for marks in tables
@@ -197,8 +199,8 @@ def small_multiples(panel: Callable[[Sequence[str]], Chart], order: Sequence[str
     """Returns one chart of all arms, or a panel for each arm with the reference beside it."""
     if len(order) <= MOST:
         return with_title(panel(order), title, subtitle=subtitle)
-    panels = [panel([order[0], name]).properties(title=name, width=210, height=150) for name in order[1:]]
-    return in_rows(panels, title, f"{order[0]} in black; {subtitle}" if subtitle else f"{order[0]} in black", 3)
+    panels = [panel([order[0], name]).properties(title=name, **SMALL) for name in order[1:]]
+    return in_rows(panels, title, f"{order[0]} in black; {subtitle}" if subtitle else f"{order[0]} in black")
 
 
 def seed_lines(

@@ -7,6 +7,7 @@ may have any number of rows.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -29,9 +30,12 @@ KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55
 METHODS: Final = {
     "replay": "#0072B2", "LoRA": "#009E73", "WiSE-FT": "#CC79A7", "no QK norm": "#0072B2", "Muon": "#E69F00",
     "mixture of experts": "#D55E00", "GELU": "#56B4E9", "ReLU²": "#8C6D31", "no positions": "#7F7F7F",
+    "untied": "#009E73", "GQA": "#CC79A7", "dropout": "#D55E00", "QK norm": "#0072B2",
 }  # fmt: skip
 LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
+LINE, TITLE_LINE = 88, 78  # letters of a line of a subtitle, and of a title
 GRAY = "#888"  # of references
+SYMBOL, LETTER = 36, 5  # widths in a legend: a symbol with its margins, and a letter
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
 # The widths of labels are those of Arial, which Liberation Sans has too.
 FONTS = 'font-family="Arial, Liberation Sans, Helvetica, sans-serif"'
@@ -149,7 +153,7 @@ def size_color(
     sizes: Sequence[str], legend: alt.Legend | None = None, title: str = "parameters N", name: str = "size"
 ) -> Chart:
     """Returns colors of model sizes, or of the column `name`, from dark to light, in the order of `sizes`."""
-    scale = alt.Scale(domain=list(sizes), range=sequential_colors(len(sizes)))
+    scale, legend = alt.Scale(domain=list(sizes), range=sequential_colors(len(sizes))), in_columns(legend, sizes)
     return alt.Color(f"{name}:N", sort=list(sizes), scale=scale, legend=legend, title=title)
 
 
@@ -161,13 +165,24 @@ def kind_color(
     order  the categories of all figures of a page, in which each has one color; by default `kinds`
     """
     colors = colors_of(order or kinds)
-    scale = alt.Scale(domain=list(kinds), range=[colors[kind] for kind in kinds])
+    scale, legend = alt.Scale(domain=list(kinds), range=[colors[kind] for kind in kinds]), in_columns(legend, kinds)
     return alt.Color(f"{name}:N", sort=list(kinds), scale=scale, legend=legend, title=None)
 
 
+def in_columns(legend: alt.Legend | None, kinds: Sequence[str]) -> alt.Legend | None:
+    """Returns a legend above a figure in as many columns as are as wide as a panel."""
+    if legend is not None and legend["columns"] is alt.Undefined:
+        legend["columns"] = max(1, min(len(kinds), WIDTH // (SYMBOL + LETTER * max(map(len, kinds), default=1))))
+    return legend
+
+
 def colors_of(kinds: Sequence[str]) -> dict[str, str]:
-    """Returns the color of each category: that of METHODS, or the next one of KINDS that no method here has."""
-    named = {kind: METHODS[kind] for kind in kinds if kind in METHODS}
+    """Returns the color of each category: that of METHODS, or the next one of KINDS that no method here has.
+
+    Methods that share a color in METHODS are rarely in one figure; where they are, the first has it.
+    """
+    owners = {METHODS[kind]: kind for kind in reversed(kinds) if kind in METHODS}
+    named = {kind: color for color, kind in owners.items()}
     free = [color for color in KINDS if color not in named.values()]
     others = [kind for kind in dict.fromkeys(kinds) if kind not in named]
     return named | {kind: free[place % len(free)] for place, kind in enumerate(others)}
@@ -202,21 +217,39 @@ def heading(label: str) -> str:
 
 def with_title(chart: Chart, title: str, height: int = HEIGHT, subtitle: str = "") -> Chart:
     """Returns a chart with a title, in the standard size and theme."""
-    heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
-    return apply_theme(chart.properties(width=WIDTH, height=height, title=heading))
+    return apply_theme(chart.properties(width=WIDTH, height=height, title=title_above(title, subtitle)))
+
+
+def title_above(title: str, subtitle: str) -> alt.TitleParams | str:
+    """Returns a title with a subtitle, if there is one; both are cut into lines, a subtitle at its semicolons."""
+    lines: list[str] = []
+    for part in filter(str.strip, subtitle.split("; ")):
+        first, *more = textwrap.wrap(part, LINE)
+        if lines and len(lines[-1]) + len(first) + 2 <= LINE:
+            first = f"{lines.pop()}; {first}"
+        lines += [first, *more]
+    text = title if len(title) <= TITLE_LINE else textwrap.wrap(title, TITLE_LINE) or ""
+    if not lines:
+        return alt.TitleParams(text) if isinstance(text, list) else text
+    return alt.TitleParams(text, subtitle=lines if lines[1:] else lines[0])
 
 
 def in_rows(panels: Sequence[Chart], title: str, subtitle: str = "", columns: int = 2) -> Chart:
     """Returns panels in rows under one title."""
-    heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
-    return apply_theme(alt.concat(*panels, columns=columns).properties(title=heading))
+    return apply_theme(alt.concat(*panels, columns=columns).properties(title=title_above(title, subtitle)))
 
 
 def with_group(chart: Chart, group: str) -> Chart:
     """Returns a chart whose subtitle begins with the group of rows that it shows."""
-    title = chart.title if isinstance(chart.title, alt.TitleParams) else alt.TitleParams(chart.title)
-    below = "" if title.subtitle is alt.Undefined else f"; {title.subtitle}"
-    return chart.properties(title=alt.TitleParams(title.text, subtitle=f"{group}{below}"))
+    shown = chart.title if isinstance(chart.title, alt.TitleParams) else alt.TitleParams(chart.title)
+    title = shown.text if isinstance(shown.text, str) else " ".join(shown.text)
+    below = "; ".join(lines_of(shown.subtitle))
+    return chart.properties(title=title_above(title, "; ".join(filter(None, [group, below]))))
+
+
+def lines_of(subtitle: Chart) -> list[str]:
+    """Returns the lines of a subtitle, which altair holds as a text, as a list, or as undefined."""
+    return [subtitle] if isinstance(subtitle, str) else [] if subtitle is alt.Undefined else subtitle
 
 
 def apply_theme(chart: Chart) -> Chart:
@@ -228,7 +261,9 @@ def apply_theme(chart: Chart) -> Chart:
         .configure_title(
             anchor="start", fontSize=13, fontWeight="bold", offset=10, subtitleColor="#555", subtitleFontSize=11
         )
-        .configure_legend(titleFontWeight="normal", symbolOpacity=1, labelFontSize=11, labelLimit=260)
+        .configure_legend(
+            orient="top", titleFontWeight="normal", symbolOpacity=1, labelFontSize=11, labelLimit=300, columnPadding=14
+        )
     )
 
 

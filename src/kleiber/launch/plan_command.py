@@ -226,12 +226,13 @@ def lines(forecast: Row, record: Row) -> list[str]:
     """Returns the printed lines of a plan."""
     from kleiber.records.progress import format_duration
     from kleiber.studies.laws.headline import failures
+    from kleiber.studies.laws.prediction import distance_text
     from kleiber.studies.laws.uncertainty import percent
     from kleiber.types.score import format_interval
 
     predicted, speed = forecast["predicted"], forecast["speed"]
     ends = format_interval(predicted["lo"], predicted["hi"], ".4g")
-    far = f"{predicted['decades']:.2f} decades outside the runs of the law"
+    far = distance_text(predicted["decades"])
     return [
         f"size      {forecast['params']:,} active parameters",
         f"tokens    {forecast['tokens']:,} ({forecast['tokens'] / forecast['params']:.0f} per parameter)",

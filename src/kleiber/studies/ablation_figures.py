@@ -36,26 +36,28 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
     import altair as alt
     import pandas as pd
 
+    from kleiber.charts.intervals import ARROWS
     from kleiber.charts.series import Marks, lines
     from kleiber.charts.theme import kind_color, log_axis
 
     rows = pd.DataFrame([{**row, **_percent(row)} for row in scale_rows(change, level)])
+    rows = rows.assign(fitted=rows["fitted"].replace("yes", "fitted"))
     largest = float(ladder.compute.max())
     at = np.geomspace(ladder.compute.min(), max(largest * max(change.predictions), rows["compute"].max()), 60)
     predicted = [asdict(predict(ladder, C / largest, level)) for C in at.tolist()]
     band = pd.DataFrame([_percent({**gap, "gap": gap["value"]}) for gap in predicted])
     band = band.assign(compute=at, beyond=at > largest)
-    legend = alt.Legend(title="in the fit") if change.held_out else None
+    legend = alt.Legend() if change.held_out else None
     tables = [
         Marks(rows=band, value="gap", line=2.0, dashed="beyond", band=0.15, color="black"),
         Marks(rows=rows, value="gap", bars=1.0, points=50),
     ]
-    y = alt.Y("gap:Q", title=f"loss relative to {readable(plain)} (%)")
+    y = alt.Y("gap:Q", title=f"loss relative to {readable(plain)} (%) {ARROWS['lower']}")
     return lines(
         tables, log_axis("compute", "training compute (FLOPs)", at), y, reference=0.0,
-        title=f"Gap of {readable(change.name)} vs training compute",
-        color=kind_color(["yes", "held out"], "fitted", legend, ["", "yes", "held out"]),
-        subtitle=f"points: scales, {level:.0%} intervals over seeds; line and band: fitted, dashed where predicted",
+        title=f"Loss with {readable(change.name)} relative to {readable(plain)} vs training compute",
+        color=kind_color(["fitted", "held out"], "fitted", legend, ["", "fitted", "held out"]),
+        subtitle=f"{level:.0%} intervals over seeds; line and band: fitted, dashed where extrapolated",
     )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def arms_figure(changes: Sequence[Change], target: float, level: float) -> objec
     from kleiber.charts.intervals import estimates
     from kleiber.studies.compare.chart_forms import interval_note
 
-    places = {1.0: "largest fitted run, by the line", target: f"{target:g} times its compute"}
+    places = {1.0: "at the largest fitted run", target: f"extrapolated to {target:g} times its compute"}
     rows = []
     for change in sorted(changes, key=lambda change: change.predictions[1.0].value):
         for times, place in places.items():
@@ -72,7 +74,7 @@ def arms_figure(changes: Sequence[Change], target: float, level: float) -> objec
             percents = _percent({**gap, "gap": gap["value"]})
             rows.append({"name": readable(change.name), "series": place, **percents, "value": percents["gap"],
                          "better": "lower"})  # fmt: skip
-    title = "Gap of each change, at the largest fitted run and predicted"
+    title = "Loss with each change relative to the plain arm"
     return estimates(
         rows, [*places.values()], "loss relative to the plain arm (%)", title, zero=True, dodge=True, step=40,
         subtitle=interval_note(level, rows), symlog=True,

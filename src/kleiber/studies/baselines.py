@@ -214,11 +214,17 @@ def _draw(differences: Sequence[Row], means: Sequence[Row], level: float) -> obj
     rows = [{**row, "task": ALL_TASKS} for row in means] + [row for row in differences if row["value"] is not None]
     pairs = list(dict.fromkeys((row["kind"], row["against"]) for row in means))
     entries = [
-        {**row, "panel": f"{readable(kind)} - {readable(against)}", "series": kind, "name": readable(row["task"])}
+        {
+            **row,
+            "panel": f"{readable(kind)} \N{MINUS SIGN} {readable(against)}",
+            "series": kind,
+            "name": readable(row["task"]),
+            "better": "higher",
+        }
         for kind, against in pairs
         for row in rows
         if (row["kind"], row["against"]) == (kind, against)
     ]
     kinds = list(dict.fromkeys(kind for kind, _ in pairs))
     title = "Difference in score between kinds of models after fine-tuning"
-    return estimates(entries, kinds, "", title, zero=True, subtitle=interval_note(level, entries))
+    return estimates(entries, kinds, "difference in score", title, zero=True, subtitle=interval_note(level, entries))

@@ -284,20 +284,28 @@ def figures(record: Json) -> Figures:
     names = [label(arm) for arm in order]
     charts: Figures = {"pareto": lambda: chart_forms.frontier(record["points"], order, at)}
     reached = [
-        {**row, "series": label(row["method"]), "value": row["F"]} for row in record["matched"] if row["reached"]
+        {**row, "series": label(row["method"]), "value": row["F"], "better": "lower"}
+        for row in record["matched"]
+        if row["reached"]
     ]
     if reached and at is not None:
-        title = f"Forgetting at a target loss of {at:.4f} nats, {study.level:.0%} intervals"
-        charts["matched"] = lambda: chart_forms.estimates(reached, names, chart_forms.FORGETTING, title)
+        title = f"Forgetting at a target loss of {at:.3g} nats"
+        note = f"{study.level:.0%} intervals; dashed: {label(order[0])}"
+        charts["matched"] = lambda: chart_forms.estimates(
+            reached, names, chart_forms.FORGETTING, title, subtitle=note, by_effect=True
+        )
     rows_drawn = [{**difference_row(result), "bound": bound_of(result)} for result in record["between_arms"]]
     gaps = [
-        {**row, "series": row["arm"], "panel": f"{row['difference in']}: minus {row['against']}"}
+        {**row, "series": row["arm"], "panel": row["difference in"], "better": "lower"}
         for row in rows_drawn
         if row["value"] is not None
     ]
     if gaps:
-        heading = f"Differences between arms; all intervals hold at once at {study.level:.0%}"
-        charts["differences"] = lambda: chart_forms.estimates(gaps, names, "nats per token", heading, zero=True)
+        plain = " or ".join(dict.fromkeys(row["against"] for row in gaps))
+        charts["differences"] = lambda: chart_forms.estimates(
+            gaps, names, "difference (nats per token)", f"Differences from {plain}", zero=True, by_effect=True,
+            subtitle=f"all {study.level:.0%} intervals hold together; dashed: no difference",
+        )  # fmt: skip
     keys = record["chosen"][CELL]
     paths = rows.merge(keys, on=CELL)[["method", "seed", "path"]].explode("path").dropna()
     if len(paths):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kleiber.charts.distribution import distribution
 from kleiber.charts.intervals import estimates
-from kleiber.charts.matrix import matrix
+from kleiber.charts.matrix import heat_map, matrix
 from kleiber.charts.scatter import scatter
 from kleiber.charts.series import Marks, arm_color, end_names, lines, scale_over
 from kleiber.charts.theme import HEIGHT, Chart, Rows, count_axis, kind_color, log_axis, span
@@ -77,15 +77,13 @@ def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     if direct:
         names = end_names(ends.assign(at=ends["at"].max()), "series", "at", spread=float(np.ptp(scale.domain)))
         tables.append(names)
-    title = view.measures[str(rows["measure"].iloc[0])].title
-    y = alt.Y("value:Q", title=title, axis=alt.Axis(tickCount=6))
+    y = alt.Y("value:Q", title=value_title(node, view, rows), axis=alt.Axis(tickCount=6))
     y["scale"] = alt.Undefined if MEASURE in panel else scale
     return lines(
         tables, line_axis(node, view, rows, direct), y, text(node, "title"), log=bool(node.get("log")),
         color=arm_color(order, drawn, legend=not direct and len(drawn) > 1), subtitle=note_of(node, view, rows),
         reference="reference", panel="panel" if panel else "", own_scales=MEASURE in panel,
         units={measure.label: measure.unit for measure in view.measures.values()} if MEASURE in panel else None,
-        columns=2 if rows["panel"].nunique() < 5 else 3, size={"width": 235, "height": 165},
     )  # fmt: skip
 
 
@@ -150,9 +148,8 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
         tables.append(Marks(rows=single, value=y, points=size, opacity=opacity, shape=shape))
     if runs != "only":
         tables.append(Marks(rows=means, value=y, points=90, shape=shape))
-    legend = alt.Legend(orient="top" if node.get("fit") else "right")  # fitted lines have their names at the right
     return scatter(
-        tables, across, up, text(node, "title"), color=kind_color(drawn, "series", legend, order),
+        tables, across, up, text(node, "title"), color=kind_color(drawn, "series", alt.Legend(), order),
         references=(references[x], references[y]), height=round(1.3 * HEIGHT) if node.get("fit") else HEIGHT,
         subtitle=note_of(node, view, rows.assign(lo=np.nan)),
     )  # fmt: skip
@@ -194,14 +191,17 @@ def draw_matrix(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     """Returns values in the cells of two keys, a panel for each value of a third."""
     titles = {key.name: key.title for key in view.keys}
     x, y, panel = (text(node, name) for name in ("x", "y", "panel"))
-    rows = rows.assign(change=rows["value"])
+    table = view.tables[text(node, "table")]
     rows = rows.assign(series=names_of(rows, view, [panel])) if panel else rows
     order = {name: [view.label(name, value, short=True) for value in view.levels[name]] for name in (x, y)}
     rows = rows.assign(**{name: names_of(rows, view, [name]) for name in (x, y)})
     across = alt.X(f"{x}:O", title=titles[x], sort=order[x], axis=alt.Axis(labelAngle=0))
     down = alt.Y(f"{y}:O", title=titles[y], sort=order[y])
     legend = view.measures[str(rows["measure"].iloc[0])].title
-    return matrix(rows, across, down, legend, text(node, "title"), subtitle=text(node, "subtitle"))
+    title, subtitle = text(node, "title"), text(node, "subtitle")
+    if table.contrast:
+        return matrix(rows.assign(change=rows["value"]), across, down, legend, title, subtitle=subtitle)
+    return heat_map(rows, across, down, legend, title, subtitle, panel="series" if panel else "")
 
 
 def draw_distribution(node: Node, view: View, rows: Rows, _: Tables) -> Chart:

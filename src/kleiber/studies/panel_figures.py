@@ -165,4 +165,7 @@ def note_of(node: Node, view: View, rows: Rows) -> str:
 
 def value_title(node: Node, view: View, rows: Rows) -> str:
     """Returns the title of the axis of values; "" where panels of several measures have titles of their own."""
-    return "" if MEASURE in texts(node.get("panel"), "panel") else view.measures[str(rows["measure"].iloc[0])].title
+    if MEASURE in texts(node.get("panel"), "panel"):
+        return ""
+    table, title = view.tables.get(text(node, "table")), view.measures[str(rows["measure"].iloc[0])].title
+    return f"difference in {title}" if table is not None and table.contrast else title

@@ -53,9 +53,9 @@ def tuning_curve(tuning: Sequence[Row], level: float, tokens: float) -> Chart:
         Marks(rows=band, value="hi", line=1.2, dash=[4, 3], color="#444"),
         Marks(rows=rows.dropna(subset=["mean"]), value="mean", line=2.0, points=18, color="black"),
     ]
-    subtitle = f"line: expected best loss; dashed and gray: {percent(level)} band of its median"
+    subtitle = f"line: expected best loss; gray band and dashes: {percent(level)} interval of its median"
     if 0 < len(closed) < len(rows):
-        subtitle += f"; beyond {closed['trials'].max()} trials the band has no lower end"
+        subtitle += f"; above {closed['trials'].max()} trials only its upper end is known"
     title = f"Best validation loss after {tokens:,.0f} tokens vs number of trials"
     drawn = tables[-1:] if no_band else tables
     return lines(drawn, x, y, title, subtitle="the least loss so far" if no_band else subtitle)

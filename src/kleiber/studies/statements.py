@@ -171,9 +171,13 @@ def advice(result: Result) -> str:
 
 
 def sentence(result: Result) -> str:
-    """Returns the decision of a claim as a sentence: the badge, the verdict, and what would decide it."""
-    what_helps = advice(result)
-    return f"{str(result.decision).capitalize()}: {verdict(result)}{f'; {what_helps}' if what_helps else ''}."
+    """Returns the decision of a claim as a sentence: the badge, the verdict, and what would decide it.
+
+    The verdict on a contradicted claim is its reason: after a colon, readers take it for the claim.
+    """
+    what_helps, badge = advice(result), str(result.decision).capitalize()
+    joint = ", since " if result.decision == Decision.CONTRADICTED else ": "
+    return f"{badge}{joint}{verdict(result)}{f'; {what_helps}' if what_helps else ''}."
 
 
 def claim_json(result: Result) -> Json:

@@ -132,7 +132,13 @@ def gains(gaps: Sequence[Row], rows: Rows, level: float) -> Chart:
     most = max(row["share"] for row in gaps)
     kinds = len({row["kind"] for row in gaps})
     entries = [
-        {**row, "panel": label(row["task"]), "series": label(domain_of(row["start"])), "name": text_label(row, kinds)}
+        {
+            **row,
+            "panel": label(row["task"]),
+            "series": label(domain_of(row["start"])),
+            "name": text_label(row, kinds),
+            "better": "higher",
+        }
         for row in sorted(
             gaps, key=lambda row: (mean_last(row), row["kind"], domain_of(row["start"]), -size_of(row["start"]))
         )
@@ -174,8 +180,10 @@ def gain_matrix(gaps: Sequence[Row]) -> Chart:
     ]  # fmt: skip
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     x = alt.X("task:N", title=None, sort=tasks, axis=alt.Axis(labelAngle=0))
-    title = "Score gained by pre-training; in parentheses: undecided, the interval includes 0"
-    return matrix(pd.DataFrame(cells), x, alt.Y("domain:N", title=None), "gain", title)
+    note = "in parentheses: undecided, the interval includes 0"
+    return matrix(
+        pd.DataFrame(cells), x, alt.Y("domain:N", title=None), "gain", "Score gained by pre-training", subtitle=note
+    )
 
 
 def largest_texts(rows: Sequence[Row]) -> list[Row]:
@@ -211,16 +219,19 @@ def effective_data(factors: Sequence[Row], rows: Rows, level: float) -> Chart:
         scale = alt.Scale(type="log", padding=12)
         ticks = [10.0**power for power in range(-3, 4)]
         axis = alt.Axis(values=ticks, format="~g")
-        y, low = (alt.Y(f"{name}:Q", title="times the labels", scale=scale, axis=axis) for name in ("value", "lo"))
+        y, low = (
+            alt.Y(f"{name}:Q", title="times as many labels better →", scale=scale, axis=axis)
+            for name in ("value", "lo")
+        )
         base = alt.Chart(part).encode(x=x, color=color(domains, domains[1:], legend))
         shape = alt.Shape("bound:N", title=None, scale=shapes, legend=alt.Legend() if legend else None)
         line = alt.Chart(pd.DataFrame({"value": [1.0]})).mark_rule(strokeDash=[4, 4], color=GRAY).encode(y=y)
         bars = base.mark_rule(opacity=0.6).encode(y=low, y2="hi:Q")
         return alt.layer(line, bars, base.mark_point(size=46, filled=True).encode(y=y, shape=shape))
 
-    subtitle = "a triangle: the score lies above or below the learning curve of the control, which ends there"
+    subtitle = "above 1, pre-training saves labels; triangles: at least or at most"
     subtitle = "; ".join(filter(None, (interval_note(level, factors), subtitle)))
-    return panels(shown, draw, "Labels that training from scratch needs for the same score", subtitle)
+    return panels(shown, draw, "How many times the labels training from scratch needs for the same score", subtitle)
 
 
 def bounded(row: Row) -> Row:

@@ -57,14 +57,25 @@ def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():
     ]
     chart = figures.differences({"loss": [], "accuracy (docs)": gaps}, list(ARMS), 0.9833)
     names = drawn(chart, "name")
-    assert len(names) == 2 and all("changed - plain" in name for name in names)
-    assert "with 98.3% intervals" in str(chart.to_dict()["title"])
+    assert names == {"changed, equal training tokens", "changed, equal training time"}
+    assert "minus plain; 98.3% intervals" in str(chart.to_dict()["title"])
     assert (
         "accuracy (docs)" in chart.to_json() and drawn(chart, "value") == {-0.5} and drawn(chart, "reference") == {0.0}
     )
     two = figures.differences({"loss (code), nats": gaps[:1], "accuracy (docs)": gaps}, list(ARMS), 0.9).to_dict()
-    headings = [panel["title"]["text"].removeprefix("difference in ") for panel in two["concat"]]
-    assert headings == ["loss (code), nats", "accuracy (docs)"]
+    headings = [panel["title"]["text"] for panel in two["concat"]]
+    assert headings == ["Loss", "Accuracy"]
+    further = {**gaps[0], "arm": "plain", "against": "changed"}
+    pairs = figures.differences({"loss": [gaps[0], further]}, list(ARMS), 0.9)
+    assert drawn(pairs, "name") == {"changed \N{MINUS SIGN} plain", "plain \N{MINUS SIGN} changed"}
+
+
+def test_equal_differences_at_several_equal_quantities_are_one_line():
+    gap = {"arm": "changed", "against": "plain", "value": -0.5, "lo": -0.6, "hi": -0.4}
+    gaps = [{**gap, "equal": equal} for equal in ("training tokens", "parameters")]
+    chart = figures.differences({"loss": gaps}, list(ARMS), 0.9)
+    assert drawn(chart, "name") == {"changed"}
+    assert "at equal training tokens and parameters" in str(chart.to_dict()["title"])
 
 
 def test_differences_over_tokens_are_drawn_where_there_are_any():
@@ -83,7 +94,7 @@ def test_differences_over_tokens_are_drawn_where_there_are_any():
     color = figures.over_tokens(several, order, "loss").to_dict()["concat"][0]["layer"][1]["encoding"]["color"]["scale"]
     expected = {"plain - third": 3, "plain - first": 1, "second - plain": 2, "second - first": 4}
     assert dict(zip(color["domain"], color["range"], strict=True)) == {
-        name: KINDS[place] for name, place in expected.items()
+        name.replace("-", "\N{MINUS SIGN}"): KINDS[place] for name, place in expected.items()
     }, "a further pair of an arm takes no color of another one"
     for panel in chart.to_dict()["concat"]:
         low, high = panel["layer"][0]["encoding"]["y"]["scale"]["domain"]

@@ -1,4 +1,4 @@
-"""Training curves over compute and their lower hull."""
+"""Training curves over compute and their envelope."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ pytest.importorskip("altair")
 from chart_marks import marks
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.laws.envelope import envelope, lower_hull, training_curves
+from kleiber.studies.laws.envelope import envelope, new_lows, training_curves
 
 STEPS = range(1, 41)
 
@@ -44,23 +44,21 @@ def test_runs_without_logged_losses_have_no_curve(tmp_path):
     assert training_curves(read_runs(tmp_path), "active").empty
 
 
-def test_the_hull_lies_below_all_points_and_falls():
+def test_the_envelope_falls_and_no_point_of_less_compute_lies_below_it():
     generator = np.random.default_rng(0)
     compute = np.exp(generator.uniform(0, 5, 300))
     loss = compute**-0.1 * np.exp(generator.uniform(0, 0.5, 300))
-    hull = lower_hull(compute, loss)
-    x, y = np.log(compute[hull]), np.log(loss[hull])
-    assert (np.diff(x) > 0).all() and (np.diff(y) < 0).all()
-    slopes = np.diff(y) / np.diff(x)
-    assert (np.diff(slopes) > 0).all(), "convex"
-    inside = (np.log(compute) >= x[0]) & (np.log(compute) <= x[-1])
-    assert (np.log(loss[inside]) >= np.interp(np.log(compute[inside]), x, y) - 1e-12).all()
+    lows = new_lows(compute, loss)
+    assert (np.diff(compute[lows]) > 0).all() and (np.diff(loss[lows]) < 0).all()
+    for budget in np.geomspace(compute.min(), compute.max(), 50):
+        reached = loss[compute <= budget].min()
+        assert loss[lows][compute[lows] <= budget][-1] == reached
 
 
-def test_the_figure_has_a_line_for_each_stage_and_the_hull(tmp_path):
+def test_the_figure_has_a_line_for_each_stage_and_the_envelope(tmp_path):
     for name, params in (("a", 1000), ("b", 4000)):
         write_run(tmp_path / name, params, 0.1)
     chart = envelope(training_curves(read_runs(tmp_path), "active")).to_dict()
-    curves, hull = marks(chart, "line")
-    assert curves["encoding"]["detail"]["field"] == "run" and hull["encoding"]["color"]["value"] == "black"
-    assert marks(chart, "point")
+    curves, lows = marks(chart, "line")
+    assert curves["encoding"]["detail"]["field"] == "run" and lows["encoding"]["color"]["value"] == "black"
+    assert lows["mark"]["interpolate"] == "step-after"

@@ -31,7 +31,9 @@ def test_the_axis_of_the_optimal_sizes_contains_their_intervals():
 
 
 def test_an_approach_has_one_color_and_shape_and_the_parametric_one_is_black_as_the_law():
-    few, every = ["2 isoflop (interpolated)"], ["1 envelope", "2 isoflop (interpolated)", "3 parametric"]
+    approaches = ["1 envelope", "2 isoflop (interpolated)", "3 parametric"]
+    every = [figures.approach_label(name) for name in approaches]
+    few = every[1:2]
     for number in range(2):
         alone, among = (figures.approach_marks(names)[number].to_dict()["scale"]["range"] for names in (few, every))
         assert alone == among[1:2] and len(set(among)) == 3
@@ -59,7 +61,7 @@ MISFIT = {
 
 def test_a_misfit_is_told_by_size_above_the_residuals_and_in_a_table():
     text = figures.misfit_text({"lack_of_fit": MISFIT})
-    assert "4e-06" in text and "+0.43% at 35.6k" in text and "-0.51% at 938k" in text
+    assert "4e-06" in text and "+0.43% (35.6k)" in text and "-0.51% (938k)" in text
     (rows,) = misfit_tables({"lack_of_fit": MISFIT}).values()
     assert [row["parameters"] for row in rows] == [35552.0, 938000.0]
     assert rows[1] | {"parameters": 0} == {
@@ -73,4 +75,4 @@ def test_the_figure_of_the_residuals_tells_the_misfit_of_the_recorded_ladder():
     cells = pd.DataFrame(RECORD["lack_of_fit"]["cells"])
     rows = cells.assign(C=6 * cells["N"] * cells["D"], loss=1.5, run="a", stage="b", seed=0)
     title = figures.residuals(rows, find("chinchilla"), RECORD).to_dict()["title"]
-    assert "-0.51% at 938k" in str(title)
+    assert "-0.51% (938k)" in str(title)

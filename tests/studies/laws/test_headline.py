@@ -51,9 +51,9 @@ def test_a_held_out_test_that_a_naive_forecast_won_is_part_of_the_headline():
 
 def test_data_are_asked_for_along_the_inputs_that_identify_the_parameters():
     record = ladders.law_record()
-    assert "N (now 0.6 decades)" in what_identifies(record, ["A", "alpha"])
+    assert "N (now a factor of 4)" in what_identifies(record, ["A", "alpha"])
     assert "D (now" not in what_identifies(record, ["A", "alpha"])
-    assert "D (now 0.9 decades)" in what_identifies(record, ["E"])
+    assert "D (now a factor of 8)" in what_identifies(record, ["E"])
     assert "16 for 5" not in what_identifies(record, ["E"])
     assert "8 for 5" in what_identifies(record | {"n": 8}, ["E"])
 

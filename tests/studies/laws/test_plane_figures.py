@@ -54,5 +54,5 @@ def test_measured_and_predicted_losses_have_one_scale_and_the_equation_has_the_f
     spec = plane_figures.predicted(profiles, LAW, record).to_dict()
     text = plane_figures.equation(record)
     values = [f"{entry['value']:.3g}" for entry in record["params"].values()]
-    assert all(value in text for value in values) and "alpha" not in text and "N^-" in text
+    assert all(value in text for value in values) and "alpha" not in text and "/N^" in text
     assert text in str(spec["title"])

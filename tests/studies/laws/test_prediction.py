@@ -6,7 +6,7 @@ import pytest
 
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.prediction import POWER, check_consistent, predict
+from kleiber.studies.laws.prediction import POWER, check_consistent, distance_text, predict
 
 from .. import ladders
 
@@ -102,3 +102,11 @@ def test_a_value_that_contradicts_the_others_is_refused_unless_the_law_counts_it
     with pytest.raises(ValueError, match="M=500 contradicts"):
         predict(record, LAW, {"N": 1e9, "C": 4.8e20, "M": 500})
     check_consistent({**TOP, "M": 500}, {**TOP, "M": 500}, find("replay_grid_ratio").inputs)
+
+
+@pytest.mark.parametrize(
+    ("decades", "text"),
+    [(0.0, "within the fitted range"), (0.7, "5 times beyond"), (1.14, "14 times beyond"), (3.0, "1,000 times beyond")],
+)
+def test_a_distance_is_told_as_a_factor(decades, text):
+    assert distance_text(decades).startswith(text)

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.intervals import estimates
+from kleiber.charts.intervals import ARROWS, estimates
 from kleiber.charts.matrix import matrix
 from kleiber.charts.series import MOST, Marks, arm_color, draw, small_multiples
 from kleiber.charts.series import seed_lines as lines
@@ -20,6 +20,7 @@ from kleiber.types import Row
 
 __all__ = ["GRAY", "estimates", "frontier", "in_rows", "interval_note", "lines", "matrix", "span", "values_axis"]
 
+BETTER = ARROWS["lower"]
 FORGETTING, TARGET = "forgetting F (nats per token)", "target loss (nats per token)"
 
 
@@ -47,10 +48,16 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
     sd = points["F_sd"].fillna(0)
     shown = points.assign(series=points["method"].map(label), low=points["F"] - sd, high=points["F"] + sd)[near]
     names, lines_at = [label(arm) for arm in order], [] if at is None else [at]
-    notes = [f"dashed: the loss where F is compared, {loss:.4f}" for loss in lines_at]
-    notes += [] if near.all() else [f"settings beyond the axes: {int((~near).sum())}"]
-    x = alt.X("target:Q", title=TARGET, axis=alt.Axis(tickCount=6), scale=span([*shown["target"], *lines_at]))
-    y = alt.Y("F:Q", title=FORGETTING, scale=span(shown[["low", "high"]].to_numpy()))
+    notes = ["a point for each setting; lines: settings that no other of the arm beats"]
+    notes += [f"dashed: the loss {loss:.3g} at which arms are compared" for loss in lines_at]
+    notes += [] if near.all() else [f"{int((~near).sum())} outside the axes"]
+    x = alt.X(
+        "target:Q",
+        title=f"target loss (nats) {BETTER}",
+        axis=alt.Axis(tickCount=6),
+        scale=span([*shown["target"], *lines_at]),
+    )
+    y = alt.Y("F:Q", title=f"forgetting F (nats) {BETTER}", scale=span(shown[["low", "high"]].to_numpy()))
     exact = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "target")]
     tips = ["series:N", "setting:N", alt.Tooltip("lr:Q", format=".2g"), "n:Q", *exact]
     dots = Marks(rows=shown, value="F", ends=("low", "high"), bars=0.5, points=40, opacity=0.9, tips=tips)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import altair as alt
@@ -18,9 +17,9 @@ from kleiber.charts.scatter import point_names
 from kleiber.charts.scatter import scatter as points
 from kleiber.charts.series import Marks, arm_color, lines, seed_lines
 from kleiber.charts.theme import FEW, PALETTE, Chart, Rows, format_count, heading, log_axis, values_axis
+from kleiber.config.labels import data_label
 from kleiber.studies.compare.chart_forms import FORGETTING, TARGET
 from kleiber.studies.compare.differences import AS_RUN
-from kleiber.studies.compare.labels import readable
 from kleiber.studies.compare.rows import label
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.figures import curve
@@ -59,19 +58,23 @@ def in_own_panels(rows: Rows, panels: Mapping[str, str] | None) -> Rows:
     return rows if panels is None else rows.assign(panel=rows["series"].map(panels))
 
 
-def side_by_side(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | None = None) -> Chart:
+def side_by_side(
+    arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | None = None, better: str = "none"
+) -> Chart:
     """A measure of each arm at its best learning rate, a point for each seed; those of untuned arms are hollow.
 
     panels  as in `tuning`
+    better  the side of the axis that is: lower, higher or none
     """
     rows = in_own_panels(
         pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["series"]].best_lr]), panels
     )
     rows = rows.assign(hollow=[bool(arms[name].untuned_because) for name in rows["series"]])
-    note = "hollow points: the arm is not tuned" if any(arm.untuned_because for arm in arms.values()) else ""
+    note = "a point for each seed"
+    note += "; hollow: the learning rate is not tuned" if any(arm.untuned_because for arm in arms.values()) else ""
     several = any(len(arm.values_by_rate) > 1 for arm in arms.values())
     title = f"{heading(measure)} by arm{', each at its best learning rate' * several}"
-    return distribution(rows, [*arms], measure, title, note)
+    return distribution(rows, [*arms], measure, title, note, better)
 
 
 def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: float) -> Chart:
@@ -80,29 +83,59 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     gaps   rows with arm, against, equal, value, lo and hi, by the label of their measure
     order  the arms
     level  confidence level of each interval
+
+    Equal differences at several equal quantities are one line.
     """
     gaps = {measure: part for measure, part in gaps.items() if part}
     drawn = [gap for part in gaps.values() for gap in part]
-    ways = {gap["equal"] for gap in drawn}
+    lines: dict[tuple[str, ...], list[Row]] = {}
+    for measure, part in gaps.items():
+        for gap in part:
+            place = (measure, *(str(gap[name]) for name in ("arm", "against", "value", "lo", "hi")))
+            lines.setdefault(place, []).append(gap)
+    ways = {place: listed(dict.fromkeys(gap["equal"] for gap in part)) for place, part in lines.items()}
+    plain, several = common_arm(drawn), len(set(ways.values())) > 1
     rows = [
         {
-            "series": pair_arm(gap, order),
-            "name": pair_name(gap) + (f", equal {gap['equal']}" if len(ways) > 1 else ""),
-            "panel": f"difference in {measure}", **{name: gap[name] for name in ("value", "lo", "hi")},
-            "better": gap.get("better", "none"),
+            "series": pair_arm(part[0], order),
+            "name": pair_name(part[0], plain) + (f", equal {ways[place]}" if several else ""),
+            "panel": heading(place[0]) if len(gaps) > 1 else "",
+            **{name: part[0][name] for name in ("value", "lo", "hi")}, "better": part[0].get("better", "none"),
         }
-        for measure, part in gaps.items()
-        for gap in part
+        for place, part in lines.items()
     ]  # fmt: skip
-    at = f" at equal {min(ways)}" if len(ways) == 1 and AS_RUN not in ways else ""
-    intervals = f" with {round(100 * level, 1):g}% intervals" if any(gap["lo"] is not None for gap in drawn) else ""
-    title = f"Difference between arms{at}{intervals}; at 0 they are equal"
-    return estimates(rows, order, "", title, zero=True, by_effect=True)
+    notes = [f"minus {plain}"] if plain else []
+    notes += [] if several or AS_RUN in ways.values() else [f"at equal {next(iter(ways.values()))}"]
+    notes += [f"{round(100 * level, 1):g}% intervals"] if any(gap["lo"] is not None for gap in drawn) else []
+    measure = next(iter(gaps))
+    title = f"Difference in {measure.partition(' (')[0]}" if len(gaps) == 1 else "Differences"
+    return estimates(
+        rows, order, f"difference in {measure}" if len(gaps) == 1 else f"difference{unit_of(gaps)}",
+        f"{title} between arms", zero=True, by_effect=True, subtitle="; ".join([*notes, "dashed: no difference"]),
+    )  # fmt: skip
 
 
-def pair_name(row: Row) -> str:
-    """The label of the difference between two arms."""
-    return f"{row['arm']} - {row['against']}"
+def listed(names: Iterable[str]) -> str:
+    """Returns names as a list in a sentence: `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def unit_of(labels: Iterable[str]) -> str:
+    """Returns the unit in parentheses that all labels end with, after a space; "" if they differ."""
+    units = {label.partition(" (")[2] for label in labels}
+    return f" ({units.pop()}" if len(units) == 1 and units != {""} else ""
+
+
+def common_arm(rows: Sequence[Row]) -> str:
+    """Returns the arm against which all rows compare; "" if there are several."""
+    against = {row["against"] for row in rows}
+    return against.pop() if len(against) == 1 else ""
+
+
+def pair_name(row: Row, plain: str = "") -> str:
+    """Returns the label of the difference between two arms: the first arm alone if all are compared with `plain`."""
+    return row["arm"] if plain else f"{row['arm']} \N{MINUS SIGN} {row['against']}"
 
 
 def pair_arm(row: Row, order: Sequence[str]) -> str:
@@ -115,9 +148,10 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Char
 
     order  the arms; a pair has the color of `pair_arm`, and a further pair of this arm has a color of its own
     """
+    plain = common_arm(rows)
     shown = [
         {
-            "arm": pair_arm(row, order), "series": pair_name(row), "tokens": row["tokens"],
+            "arm": pair_arm(row, order), "series": pair_name(row, plain), "tokens": row["tokens"],
             "panel": f"At {way}", **{name: row[f"{name}{suffix}"] for name in ("value", "lo", "hi")},
         }
         for suffix, way in WAYS.items()
@@ -126,11 +160,14 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Char
     ]  # fmt: skip
     frame = pd.DataFrame(shown).astype({"lo": float, "hi": float})
     x = values_axis("tokens", "training tokens", frame["tokens"])
-    title = "Difference between arms vs training tokens; at 0 they are equal"
+    title = f"Difference in {measure.partition(' (')[0]} vs training tokens"
+    note = "; ".join(filter(None, [f"minus {plain}" if plain else "", "dashed: no difference"]))
     pairs = {arm: list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
     colors = [pairs.get(arm, [arm])[0] for arm in order]
     colors += [series for arm in order for series in pairs.get(arm, [])[1:]]
-    return seed_lines(frame.drop(columns="arm"), x, f"difference in {measure}", colors, title, zero=True)
+    return seed_lines(
+        frame.drop(columns="arm"), x, f"difference{unit_of([measure])}", colors, title, zero=True, subtitle=note
+    )
 
 
 def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tuple[str, str]) -> Chart:
@@ -153,14 +190,11 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
         alt.Y("value:Q", title=y[1], scale=alt.Scale(zero=False, padding=12)),
         arm_color(order, order, legend=False),
     )
-    tables = [Marks(rows=frame, points=46), replace(point_names(frame, "series", "x", "value"), color="black")]
+    tables = [Marks(rows=frame, points=46), point_names(frame, "series", "x", "value")]
     return points(tables, across, up, f"{heading(y[1])} vs {x[1].partition(' (')[0]}", color=color)
 
 
-CHOSEN = (
-    "each arm at its setting that forgets least among those that reach the target loss; "
-    "without one, at that of least target loss"
-)
+CHOSEN = "each arm at the setting with the lowest forgetting that reaches the target loss"
 AXES = {"F": FORGETTING, "target": TARGET, "step": "optimizer step", "lr": "learning rate"}
 
 
@@ -179,7 +213,7 @@ def task_losses(rows: Rows, chosen: Rows, order: Sequence[str], texts: Mapping[s
     """
     tasks = [name.removeprefix("loss/") for name in rows.columns if name.startswith("loss/")]
     first = rows.drop_duplicates("run")[[f"start/{task}" for task in tasks]].mean()
-    names = {task: texts.get(task) or readable(task) for task in tasks}
+    names = {task: texts.get(task) or data_label(task) for task in tasks}
     cells = [{"arm": "before", "task": names[task], "value": first[f"start/{task}"], "change": 0.0} for task in tasks]
     kept = rows.merge(chosen, on=list(chosen.columns)).groupby("method")
     for arm in order:

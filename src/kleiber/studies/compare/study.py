@@ -39,7 +39,6 @@ from kleiber.studies.compare.differences import (
     name_with_keys,
     plain_arm,
     question,
-    same,
 )
 from kleiber.studies.compare.labels import LOSS, arm_labels, axis_label, with_labels
 from kleiber.studies.compare.measures import Measures, direction_of
@@ -65,6 +64,7 @@ TABLES = (
     "What the arms are", "What all arms share", "Differences", "Differences by training tokens",
     "Trends of differences", "Effective parameter multiplier", "Arms", "Speed and memory",
 )  # fmt: skip
+DIFFERENT = 1.25  # factor between the sizes of arms from which a figure over sizes is drawn
 FIGURES = ("differences", "arms", "tuning", "tokens", "sizes")
 
 
@@ -343,20 +343,21 @@ def figures(
     names   what the figures call each arm
     """
     label = axis_label(scores[measure])
-    arms = {names[name]: arm for name, arm in arms.items()}
+    arms = {names[name]: arm for name, arm in plain_first(arms, gaps).items()}
     gaps = {name: with_labels(rows, names) for name, rows in gaps.items()}
     charts: Figures = {}
     if any(math.isfinite(value) for arm in arms.values() for value in arm.best_values.values()):
-        charts["arms"] = lambda: _figures().side_by_side(arms, label)
+        charts["arms"] = lambda: _figures().side_by_side(arms, label, better=scores[measure].better)
     if any(len(arm.values_by_rate) > 1 for arm in arms.values()):
         charts["tuning"] = lambda: _figures().tuning(arms, label)
     if any(gaps.values()):
         charts["differences"] = lambda: _figures().differences(gaps, [*arms], level)
     if trajectory := with_labels(tables["Differences by training tokens"], names):
         charts["tokens"] = lambda: _figures().over_tokens(trajectory, [*arms], label)
-    rows, first = with_labels([arm.row() for arm in arms.values()], names), next(iter(arms.values()))
+    rows = with_labels([arm.row() for arm in arms.values()], names)
     across = {f"by_{claim.measure.rpartition('/')[2]}": claim.measure for claim in claims if claim.measure != measure}
-    if not all("params" in arm.facts and same(arm, first, "params") for arm in arms.values()):
+    sizes = [float(arm.facts["params"]) for arm in arms.values() if arm.facts.get("params")]
+    if sizes and (len(sizes) < len(arms) or max(sizes) > DIFFERENT * min(sizes)):
         across["sizes"] = "params"
     for name, column in across.items():
         placed = [row for row in rows if row.get(column) is not None]
@@ -366,6 +367,12 @@ def figures(
                 placed, [*arms], x, (measure, label)
             )
     return charts
+
+
+def plain_first(arms: Mapping[str, Arm], gaps: Mapping[str, Sequence[Row]]) -> Mapping[str, Arm]:
+    """Returns the arms with that in front which all differences subtract, if there is one: the reference of figures."""
+    plain = {row["against"] for rows in gaps.values() for row in rows}
+    return {name: arms[name] for name in (*plain, *arms)} if len(plain) == 1 else arms
 
 
 def _figures() -> ModuleType:

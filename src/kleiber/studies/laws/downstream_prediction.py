@@ -12,7 +12,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.laws_json import NonNegative, Part
-from kleiber.studies.laws.prediction import POWER, complete_point, decades_outside
+from kleiber.studies.laws.prediction import POWER, complete_point, decades_outside, distance_text
 from kleiber.studies.laws.score_curves import CURVES
 from kleiber.studies.laws.task_runs import read_runs
 from kleiber.studies.laws.uncertainty import interval, percent
@@ -118,7 +118,7 @@ def prediction_lines(record: Row, prediction: Row) -> list[str]:
         f"{percent(record['level'])} prediction interval of a new run "
         f"{format_interval(prediction['lo'], prediction['hi'], '.3f')}"
     )  # fmt: skip
-    return [f"{at}: {prediction['value']:.4f}   {ends}, {prediction['decades']:.2f} decades outside the rows"]
+    return [f"{at}: {prediction['value']:.4f}   {ends}, {distance_text(prediction['decades'])}"]
 
 
 class StageRecord(Part):

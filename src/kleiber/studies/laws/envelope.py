@@ -1,8 +1,7 @@
 """Training curves over compute, and their envelope: the lowest loss that any size reaches at a budget.
 
-The envelope is the lower convex hull of all curves in log loss and log compute (approach 1 of Hoffmann et al. 2022,
-arXiv:2203.15556, takes the minimum of interpolated curves). It shows which sizes are worth their compute before any
-law is fitted.
+The envelope is the lowest loss that any curve has reached with no more compute, as approach 1 of Hoffmann et al. 2022,
+arXiv:2203.15556, takes it. It shows which sizes are worth their compute before any law is fitted.
 """
 
 from __future__ import annotations
@@ -47,35 +46,26 @@ def stage_curve(run: Run, stage: Json, size: str) -> list[pd.DataFrame]:
     return [means.assign(N=N, run=f"{run.name} {stage['name']}")]
 
 
-def lower_hull(compute: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """Returns the places of the points on the lower convex hull of log loss over log compute, while it falls."""
-    x, y = np.log(compute), np.log(loss)
-    hull: list[int] = []
-    for point in np.lexsort((y, x)):
-        while len(hull) > 1 and _turns_down(x, y, hull[-2], hull[-1], point):
-            hull.pop()
-        hull.append(int(point))
-    return np.array(hull[: int(np.argmin(y[hull])) + 1])
-
-
-def _turns_down(x: np.ndarray, y: np.ndarray, first: int, middle: int, last: int) -> bool:
-    """Whether the middle one of three points lies on or above the line through the others."""
-    across, up = x[[middle, last]] - x[first], y[[middle, last]] - y[first]
-    return bool(across[0] * up[1] - across[1] * up[0] <= 0)
+def new_lows(compute: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Returns the places of the points whose loss is below that of all points of no more compute, by compute."""
+    order = np.lexsort((loss, compute))
+    before = np.minimum.accumulate(np.append(np.inf, loss[order]))[:-1]
+    return order[loss[order] < before]
 
 
 def envelope(curves: pd.DataFrame) -> Chart:
-    """Training loss vs compute: a line for each stage of a run, colored by size, and their lower hull in black."""
+    """Training loss vs compute: a line for each stage of a run, colored by size, and their envelope in black."""
     shown = curves.assign(size=[format_count(n) for n in curves["N"]]).sort_values("N", kind="stable")
-    hull = shown.iloc[lower_hull(np.array(shown["C"]), np.array(shown["loss"]))]
+    lows = shown.iloc[new_lows(np.array(shown["C"]), np.array(shown["loss"]))]
+    steps = {"interpolate": "step-after"}
     tables = [
-        Marks(rows=shown, value="loss", line=1.0, style={"opacity": 0.6}, detail="run"),
-        Marks(rows=hull, value="loss", line=2.0, points=30, color="black", tips=["size:N", "C:Q", "loss:Q"]),
+        Marks(rows=shown, value="loss", line=1.0, style={"opacity": 0.6}, detail="run", tips=["size:N", "run:N"]),
+        Marks(rows=lows, value="loss", line=2.0, style=steps, color="black"),
     ]
     color = size_color(list(dict.fromkeys(shown["size"])), alt.Legend())
     x, y = (
         log_axis("C", "training compute 6 N D (FLOPs)", shown["C"]),
         loss_axis(title="training loss (nats per token)"),
     )
-    note = "smoothed over neighboring steps; black: the lower hull of all curves"
+    note = "each line is smoothed over steps; black: the lowest loss that any run reached with this compute"
     return lines(tables, x, y, "Training curves and their envelope", color=color, subtitle=note)

@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.intervals import estimates
+from kleiber.charts.intervals import ARROWS, estimates
 from kleiber.charts.scatter import scatter
 from kleiber.charts.series import Marks, end_names, lines
 from kleiber.charts.theme import (
@@ -29,6 +29,7 @@ from kleiber.studies.laws.prediction import decades_outside, fitted_values, wide
 from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Row
 
+APPROACHES = {"1": "envelope of training curves", "2": "minima of IsoFLOP curves", "3": "fitted law"}
 BEYOND = 4.0  # the frontier is drawn up to this multiple of the largest run's compute
 WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
 TIP = ["run:N", "stage:N", "seed:O", "size:N", alt.Tooltip("loss:Q", format=".4f")]
@@ -105,8 +106,8 @@ def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         log_axis("C", "training compute C (FLOPs)", shown["C"]),
         alt.Y("percent:Q", title="observed minus predicted loss (%)"),
     )
-    lines_are, color = "a line joins the branches of a trunk, which share noise", size_color(sizes, alt.Legend())
-    subtitle = misfit_text(record) or f"{lines_are}; color: parameters N"
+    color = size_color(sizes, alt.Legend())
+    subtitle = misfit_text(record) or "lines join the checkpoints of one run, which share its noise"
     return lines([table], x, y, "Residuals vs training compute", color=color, reference=0.0, subtitle=subtitle)
 
 
@@ -115,24 +116,25 @@ def misfit_text(record: Row) -> str:
     misfit = record.get("lack_of_fit")
     if not misfit or not misfit["found"] or not misfit["slopes"]:
         return ""
-    ends = [f"{row['slope']:+.2%} at {format_count(row['N'])}" for row in (misfit["slopes"][0], misfit["slopes"][-1])]
+    ends = [f"{row['slope']:+.2%} ({format_count(row['N'])})" for row in (misfit["slopes"][0], misfit["slopes"][-1])]
     p_value = min(stratum["p_value"] for stratum in misfit["strata"])
-    return f"misfit beyond noise (p = {p_value:.1g}): per doubling of tokens {ends[0]}, {ends[1]} parameters"
+    slopes = f"residuals change by {ends[0]} and {ends[1]} per doubling of tokens"
+    return f"the law misses more than noise explains (p = {p_value:.1g}); {slopes}"
 
 
 def exponents(record: Row) -> Chart:
     """The allocation exponent a of N_opt ~ C^a, by approach and counting convention."""
-    kinds = list(dict.fromkeys(exponent["approach"] for exponent in record["approaches"]))
+    kinds = list(dict.fromkeys(approach_label(exponent["approach"]) for exponent in record["approaches"]))
     rows = [
-        {"name": "", **exponent, "series": exponent["approach"], "value": exponent["a"]}
+        {"name": "", **exponent, "series": approach_label(exponent["approach"]), "value": exponent["a"]}
         for exponent in record["accounting"] or record["approaches"]
-        if exponent["approach"] in kinds
+        if approach_label(exponent["approach"]) in kinds
     ]
     rows = [{**row, "name": row.get("convention", "")} for row in rows]
-    counting = ", by counting convention for N and C" if record["accounting"] else ""
+    counting = ", by how parameters N and compute C are counted" if record["accounting"] else ""
     color, shape = approach_marks(kinds, "series")
     return estimates(
-        rows, kinds, "allocation exponent a, N_opt ~ C^a", "Compute-optimal allocation exponent",
+        rows, kinds, "exponent a: the best size grows as C to the power a", "How fast the best size grows with compute",
         subtitle=f"{percent(record['level'])} intervals{counting}", dodge=True, color=color, shape=shape, format=".3f",
         step=max(26 * len(kinds), 80 // len({row["name"] for row in rows})),
     )  # fmt: skip
@@ -144,7 +146,11 @@ def allocation(record: Row) -> Chart:
     rows = pd.DataFrame(record["allocation"], columns=None if record["allocation"] else ["C", "N", "N_lo", "N_hi"])
     rows = rows.assign(beyond=rows["C"] > 1.001 * record["domain"]["C"][1])
     marks = pd.DataFrame(
-        [{"approach": entry["approach"], **point} for entry in record["approaches"] for point in entry["points"]],
+        [
+            {**point, "approach": approach_label(entry["approach"])}
+            for entry in record["approaches"]
+            for point in entry["points"]
+        ],
         columns=pd.Index(columns),
     )
     sizes = [
@@ -163,12 +169,17 @@ def allocation(record: Row) -> Chart:
     return lines(drawn, x, y, "Compute-optimal model size vs training compute", subtitle=subtitle)
 
 
-def approach_marks(names: list[str], column: str = "approach") -> tuple[alt.Color, alt.Shape]:
-    """Returns the colors and shapes of approaches to the allocation, by the number that their names begin with.
+def approach_label(name: str) -> str:
+    """Returns what figures call an approach to the allocation, by the number that its name begins with."""
+    return APPROACHES[name[0]]
 
-    The parametric approach, 3, is black as the fitted law is.
+
+def approach_marks(names: list[str], column: str = "approach") -> tuple[alt.Color, alt.Shape]:
+    """Returns the colors and shapes of approaches to the allocation.
+
+    The parametric approach is black as the fitted law is.
     """
-    order = [next((name for name in names if name[0] == number), number) for number in "312"]
+    order = [APPROACHES[number] for number in "312"]
     shapes = [("circle", "square", "triangle-up")[order.index(name)] for name in names]
     scale = alt.Scale(domain=list(names), range=shapes)
     shape = alt.Shape(f"{column}:N", title=None, sort=list(names), scale=scale)
@@ -186,7 +197,7 @@ def backtests(record: Row) -> Chart:
     who = list(dict.fromkeys(rows["who"]))  # the law first, in black
     if len(set(rows["cut"])) == 1:
         dots = [{"series": row["who"], "value": row["error"], "better": "lower"} for row in rows.to_dict("records")]
-        title = f"Backtest above {axis.partition(' at')[0]} {rows['cut'].iloc[0]}"
+        title = f"Errors on the runs above {axis.partition(' at')[0]} {rows['cut'].iloc[0]}, fitted to those below"
         no_ends = [{**dot, "lo": None, "hi": None} for dot in dots]
         return estimates(no_ends, who, "mean absolute error (%)", title, zero=True, step=34, format=".2f")
     shape, tips = (
@@ -195,9 +206,9 @@ def backtests(record: Row) -> Chart:
     )
     table = Marks(rows=rows, value="error", line=1.6, style={"opacity": 0.4}, points=80, shape=shape, tips=tips)
     x = alt.X("cut:N", title=axis, sort=None, axis=alt.Axis(labelAngle=0))
-    y = alt.Y("error:Q", title="mean absolute error above the cut (%)", scale=alt.Scale(zero=True))
-    subtitle, color = "fitted to the runs below the cut, tested on those above", kind_color(who, "who", alt.Legend())
-    return lines([table], x, y, "Backtests", color=color, height=220, subtitle=subtitle)
+    y = alt.Y("error:Q", title=f"mean absolute error (%) {ARROWS['lower']}", scale=alt.Scale(zero=True))
+    subtitle, color = "fitted to the runs below each cut, tested on those above", kind_color(who, "who", alt.Legend())
+    return lines([table], x, y, "Errors of predictions for larger runs", color=color, height=220, subtitle=subtitle)
 
 
 def profile(record: Row, name: str = "E") -> Chart:
@@ -206,17 +217,17 @@ def profile(record: Row, name: str = "E") -> Chart:
     If the curve stays below the threshold, the parameter is not identified.
     """
     profiled, level = record["profiles"][name], percent(record["level"])
-    top = 4 * profiled["threshold"]
     pairs = zip(profiled["values"], profiled["statistic"], strict=True)
-    shown = [(value, statistic) for value, statistic in pairs if statistic is not None and statistic <= top]
+    limit = 4 * profiled["threshold"]
+    shown = [(value, statistic) for value, statistic in pairs if statistic is not None and statistic <= limit]
+    top = 1.1 * max(profiled["threshold"], *(statistic for _, statistic in shown))
     rows = pd.DataFrame(shown, columns=pd.Index(["value", "statistic"]))
     scale = alt.Scale(zero=False, nice=False, padding=14)
     x = alt.X("value:Q", title=f"irreducible loss {name} (nats per token)", scale=scale, axis=alt.Axis(tickCount=7))
-    y = alt.Y("statistic:Q", title=f"F statistic (dashed: {level} limit)", scale=alt.Scale(domain=[0, top], clamp=True))
-    reason = record["params"][name].get("reason")
-    reason = reason or f"{level} interval: values at which the curve is below the dashed line"
+    y = alt.Y("statistic:Q", title="misfit if fixed (F statistic)", scale=alt.Scale(domain=[0, top], clamp=True))
+    reason = f"below the dashed line: values that fit the runs about as well as the best ({level})"
     table = Marks(rows=rows, value="statistic", line=2, points=30, color="black")
-    heading = f"Profile likelihood of {name}"
+    heading = f"Which values of {name} the runs allow"
     return lines([table], x, y, heading, reference=profiled["threshold"], height=220, subtitle=reason)
 
 

@@ -32,7 +32,8 @@ def failures(law: Row) -> list[str]:
         names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
         verb = "are" if len(missing) > 1 else "is"
         needed = what_identifies(law, missing)
-        texts.append(f"{names} of {law['law']} {verb} not identified by these {law['n']} points; this needs {needed}")
+        names = f"the irreducible loss {names}" if missing == ["E"] else names
+        texts.append(f"{names} {verb} not identified by these {law['n']} points; this needs {needed}")
     return texts
 
 
@@ -84,8 +85,8 @@ def what_identifies(law: Row, missing: Sequence[str]) -> str:
     """Returns which data would identify these parameters: a wider range of inputs, more points, less noise."""
     inputs = [name for name in law["domain"] if name != "C"] or ["C"]
     wanted = {needed for name in missing for needed in CARRIED_BY.get(name, inputs)} & set(inputs)
-    spans = {name: math.log10(high / low) for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
-    ranges = [f"{name} (now {decades:.1f} decades)" for name, decades in spans.items()]
+    spans = {name: high / low for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
+    ranges = [f"{name} (now a factor of {float(f'{factor:.2g}'):,g})" for name, factor in spans.items()]
     few = f"more points ({law['n']} for {len(law['params'])} parameters)"
     asked = [*([few] if law["n"] <= 2 * len(law["params"]) else []), f"a wider range of {' and '.join(ranges)}"]
     return " and ".join(asked if ranges else asked[:-1] or [few]) + ", or less noise"

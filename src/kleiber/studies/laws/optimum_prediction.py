@@ -18,6 +18,7 @@ from kleiber.studies.laws.prediction import (
     check_consistent,
     complete_point,
     decades_outside,
+    distance_text,
     fitted_values,
     start_answer,
 )
@@ -184,7 +185,7 @@ def prediction_line(prediction: Row, level: float) -> str:
         excess = prediction["excess"]
         ends = "" if excess["lo"] is None else f" {percent(level)} {format_interval(excess['lo'], excess['hi'], '.2%')}"
         parts.append("excess loss unknown" if excess["value"] is None else f"excess loss {excess['value']:.2%}{ends}")
-    return f"{at}: {'; '.join(parts)}; {prediction['decades']:.2f} decades outside the rows"
+    return f"{at}: {'; '.join(parts)}; {distance_text(prediction['decades'])}"
 
 
 def _axis_text(axis: str, estimate: Row, level: float) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.series import Marks, lines
-from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, loss_axis, size_color, span
+from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, loss_axis, size_color, span, tick_text
 from kleiber.studies.laws.allocation import budget_groups
 from kleiber.studies.laws.figures import TIP, curve, with_sizes
 from kleiber.studies.laws.law import Array, Law
@@ -21,12 +21,12 @@ GRID = 160  # points of a line
 
 
 def equation(record: Row) -> str:
-    """Returns the formula of a law with its fitted values, such as `L = 0.967 + 66.7 N^-0.477 + 270 D^-0.463`."""
+    """Returns the formula of a law with its fitted values, such as `L = 0.967 + 66.7/N^0.477 + 1,010/D^0.463`."""
     text = str(record["formula"])
     for name, entry in record["params"].items():
-        value = "?" if entry["value"] is None else f"{entry['value']:.3g}"
+        value = "?" if entry["value"] is None else f"{float(format(entry['value'], '.3g')):,g}"
         text = re.sub(rf"(?<![A-Za-z_]){name}(?![A-Za-z_])", value, text)
-    return text
+    return re.sub(r" ([A-Z])\^-(?=[\d.])", r"/\1^", text)
 
 
 def has_budgets(rows: pd.DataFrame) -> bool:
@@ -44,7 +44,7 @@ def isoflop(rows: pd.DataFrame) -> Chart:
     """Returns IsoFLOP profiles: loss vs parameters at each compute budget, with the parabola and its minimum."""
     points, curves, minima = [], [], []
     for budget, sizes, losses in groups_of(rows):
-        label, x = f"{budget:.2g}", np.log(sizes)
+        label, x = tick_text(float(f"{budget:.2g}")), np.log(sizes)
         points += [{"budget": label, "N": size, "loss": loss} for size, loss in zip(sizes, losses, strict=True)]
         near = np.abs(x - x[np.argmin(losses)]) <= np.log(NEAR)
         center = x[near].mean()
@@ -94,7 +94,7 @@ def contours(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         Marks(rows=shown, value="D", points=34, color="black", tips=[*TIP, count_tip("D")]),
     ]
     x = log_axis("N", "parameters N", sizes, room=1.6)
-    subtitle = f"numbers: loss (nats per token); points: runs; {equation(record)}"
+    subtitle = f"{equation(record)}; numbers at the lines: loss in nats per token; points: runs"
     return lines(tables, x, y, "Lines of equal loss of the fitted law", color=color, height=360, subtitle=subtitle)
 
 
@@ -116,6 +116,7 @@ def predicted(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         Marks(rows=shown, value="loss", points=46, hollow="early", tips=tips),
     ]
     sizes = [format_count(size) for size in sorted(shown["N"].unique())]
-    subtitle = f"{equation(record)}; hollow points were not fitted"
+    early = "; hollow: not fitted" if shown["early"].to_numpy().any() else ""
+    subtitle = f"{equation(record)}{early}"
     color = size_color(sizes, alt.Legend())
     return lines(tables, x, y, "Measured vs predicted loss", color=color, height=360, subtitle=subtitle)

@@ -133,6 +133,14 @@ def decades_outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, Arra
     return far
 
 
+def distance_text(decades: float) -> str:
+    """Returns how far a point lies from the fitted rows, such as `5 times beyond the fitted range`."""
+    times = 10**decades
+    if times < 1.005:
+        return "within the fitted range"
+    return f"{times:{',.0f' if times >= 10 else '.2g'}} times beyond the fitted range"
+
+
 def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> Json:
     """Predicts at one point from an entry of laws.json.
 
@@ -295,12 +303,12 @@ def start_answer(record: Row, at: Mapping[str, float], full: Mapping[str, float]
 
 
 def prediction_line(prediction: Row, level: float) -> str:
-    """Formats a prediction of `predict` as a line: the point, the value, its two intervals, and how many decades the
-    point lies outside the fitted rows."""
+    """Formats a prediction of `predict` as a line: the point, the value, its two intervals, and how far the point lies
+    beyond the fitted range."""
     at = ", ".join(f"{name}={value:g}" for name, value in prediction["at"].items())
     if "refused" in prediction:
         return f"{at}: refused, since it is {prediction['refused']}"
-    far = f"{prediction['decades']:.2f} decades outside the rows"
+    far = distance_text(prediction["decades"])
     if prediction["lo"] is None:
         return f"{at}: {prediction['value']:.6g}, no interval (not identified), {far}"
     run = format_interval(prediction["run_lo"], prediction["run_hi"], ".5g")

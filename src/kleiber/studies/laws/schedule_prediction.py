@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.prediction import MAX_DECADES, POWER, decades_outside, fitted_values
+from kleiber.studies.laws.prediction import MAX_DECADES, POWER, decades_outside, distance_text, fitted_values
 from kleiber.studies.laws.schedule_table import Curve
 from kleiber.studies.laws.schedules import RatePath, ScheduleLaw, rate_path, rate_sums
 from kleiber.studies.laws.table import numbers_of, read
@@ -192,7 +192,7 @@ def schedule_rates(name: str, steps: int | None, words: Sequence[str], record: R
 def schedule_line(answer: Row, level: float) -> str:
     """Formats what `predict_schedule` returns as a line."""
     at = f"{answer['at']['steps']:g} steps, peak rate {answer['at']['lr']:g}"
-    far = f"{answer['decades']:.2f} decades outside the rows"
+    far = distance_text(answer["decades"])
     if answer["lo"] is None:
         return f"{at}: {answer['value']:.5g}, no interval, {far}"
     run, law = (format_interval(answer[f"{kind}lo"], answer[f"{kind}hi"], ".5g") for kind in ("run_", ""))

@@ -17,7 +17,7 @@ from kleiber.studies.laws.allocation import beta_of, is_additive, loss_at, optim
 from kleiber.studies.laws.filters import parse_numbers, parse_values
 from kleiber.studies.laws.fit import depends
 from kleiber.studies.laws.law import Array, Law
-from kleiber.studies.laws.prediction import MAX_DECADES, complete_point, decades_outside, fitted_values
+from kleiber.studies.laws.prediction import MAX_DECADES, complete_point, decades_outside, distance_text, fitted_values
 from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Json, Row
 from kleiber.types.score import format_interval
@@ -180,7 +180,7 @@ def _ends(values: Array, level: float) -> tuple[float, float] | tuple[None, None
 def allocation_lines(answer: Row, level: float) -> list[str]:
     """Formats what `allocate` returns as lines."""
     labels = {"N": "parameters N", "D": "training tokens D", "total": "training and serving (FLOPs)", "loss": "loss"}
-    out = [f"{answer['served']:g} tokens served; {answer['decades']:.2f} decades outside the rows"]
+    out = [f"{answer['served']:g} tokens served; {distance_text(answer['decades'])}"]
     for name, label in labels.items():
         entry = answer[name]
         ends = (
