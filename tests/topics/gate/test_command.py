@@ -11,7 +11,7 @@ def test_a_folder_without_a_stream_is_refused(tmp_path):
     assert main(["gate", "status", str(tmp_path)]) == 2
 
 
-@pytest.mark.parametrize("words", ["begin", "propose --level 0.9", "status --name x", "report --seeds 2", "init --ref a"])
+@pytest.mark.parametrize("words", ["begin", "propose --level 0.9", "status --name x", "report --seeds 2", "init --ref"])
 def test_options_of_another_action_are_refused(tmp_path, monkeypatch, words):
     install(monkeypatch)
     begin(tmp_path / "stream")
