@@ -35,6 +35,8 @@ GRAY = "#888"  # of references
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
 # The widths of labels are those of Arial, which Liberation Sans has too.
 FONTS = 'font-family="Arial, Liberation Sans, Helvetica, sans-serif"'
+# What a screen reader would read out of an SVG; one that is shown as a picture has the text of its page.
+READ_OUT = re.compile(' (?:role|aria-[a-z]+)="[^"]*"')
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -233,14 +235,15 @@ def apply_theme(chart: Chart) -> Chart:
 
 
 def to_svg(chart: Chart) -> str:
-    """Returns a chart as SVG, as altair writes it; characters that XML does not have become a replacement character.
+    """Returns a chart as SVG, as altair writes it but for what is read out, which is up to half of the bytes.
 
-    The library that draws ends the process for such a character, which a label of a stranger's run may have.
+    Characters that XML does not have become a replacement character. The library that draws ends the process for such
+    a character, which a label of a stranger's run may have.
     """
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(_as_xml(chart.to_dict()), vl_version=vl_version_for_vl_convert())
-    return svg.replace('font-family="sans-serif"', FONTS)
+    return READ_OUT.sub("", svg).replace('font-family="sans-serif"', FONTS)
 
 
 def _as_xml(value: Any) -> Any:

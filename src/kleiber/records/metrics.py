@@ -151,6 +151,6 @@ def unpack_rows(packed: Json) -> list[Json]:
     return rows
 
 
-def unpack_column(column: list[object] | Json) -> list[object]:
+def unpack_column(column: Sequence[object] | Json) -> Sequence[object]:
     """The values of a column of `pack_column`."""
     return array("f", column["single"]).tolist() if isinstance(column, dict) else column
