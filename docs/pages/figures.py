@@ -46,7 +46,7 @@ def place_of(folder: Path, also: Sequence[Path], repository: Path) -> Path:
         path
         for home in (folder, *also)
         for path in sorted(home.rglob("*"))
-        if path.is_file() and not ignored("", path.relative_to(home).parts)
+        if path.is_file() and not ignored("", list(path.relative_to(home).parts))
     ]
     key = hashlib.sha256(code_hash(repository) + content_hash(rows)).hexdigest()[:16]
     return repository / CACHE / f"{folder.name}-{key}"
