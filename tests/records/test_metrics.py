@@ -4,7 +4,6 @@ import json
 import math
 import os
 
-import numpy as np
 import pytest
 
 from kleiber.config.errors import ConfigError
@@ -12,11 +11,9 @@ from kleiber.records.metrics import (
     METRICS_FILE,
     LoggedRows,
     condense,
-    pack_rows,
     read_rows,
     rows_with,
     thin,
-    unpack_rows,
 )
 from kleiber.records.regular_files import DamagedFile
 from kleiber.training.loggers import JsonlLogger
@@ -77,18 +74,3 @@ def test_a_log_that_would_fill_the_memory_is_refused_with_its_size_where_all_of_
     os.truncate(tmp_path / METRICS_FILE, 3 * 2**30)
     with pytest.raises(DamagedFile, match=r"metrics\.jsonl.*3,221,225,472 bytes"):
         read_rows(tmp_path)
-
-
-def test_packed_rows_are_equal_to_the_last_digit_in_their_order_and_that_of_their_keys():
-    rng = np.random.default_rng(0)
-    single = np.array([*rng.normal(size=50), 1e-45, 3.4e38, -0.0, math.inf], dtype=np.float32).tolist()
-    rows = []
-    for step, value in enumerate(single):
-        rows += [{"step": step, "stage": "a", "loss": value, "time": value / 3}, {"loss": value, "step": step}]
-        rows += [{"step": step, "stage": None, "note": "text", "mixed": value if step % 2 else 1}] * (step % 3)
-    packed = json.loads(json.dumps(pack_rows(rows)))
-    assert json.dumps(unpack_rows(packed)) == json.dumps(rows)
-    columns = packed["kinds"][0]
-    assert columns["loss"].keys() == {"single"} and isinstance(columns["time"], list)
-    assert max(len(str(value)) for value in columns["loss"]["single"]) < max(len(str(value)) for value in single)
-    assert unpack_rows(pack_rows([])) == [] and unpack_rows(pack_rows([{"step": 1, "x": math.nan}]))[0]["step"] == 1

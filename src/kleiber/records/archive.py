@@ -5,7 +5,7 @@ A line is a leaf of a run's tree of stages, `{run, config, summary, rows}`:
 run      name of the run's folder
 config   content of config.yaml
 summary  content of summary.json, with the stages from the root to this leaf alone; the leaf is the last of them
-rows     logged rows of these stages (`kleiber.records.metrics.condense`), as columns (`pack_rows` there); those of
+rows     logged rows of these stages (`kleiber.records.metrics.condense`) as columns (`columns.py`); those of
          shared stages are with the first leaf
 
 Every append writes a separate gzip member, under a lock, and flushes it to disk. So a kill can truncate the last member
@@ -30,7 +30,7 @@ from kleiber.config.errors import ConfigError, Status
 from kleiber.config.nested import map_strings
 from kleiber.config.system_errors import naming
 from kleiber.records.files import LONGEST, parse_json, refuse_interpolations
-from kleiber.records.metrics import is_row, pack_rows, unpack_rows
+from kleiber.records.metrics import is_row
 from kleiber.records.regular_files import DamagedFile, open_to_append, open_to_read
 from kleiber.records.terminal import print_line
 from kleiber.types import Json, Row
@@ -51,6 +51,8 @@ RUN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")  # joined to a folder, it n
 
 def append(path: Path, rows: Sequence[Row]) -> None:
     """Adds the rows atomically: readers see all of them or none. Raises OSError where the file cannot be written."""
+    from kleiber.records.columns import pack_rows
+
     if not rows:
         return
     packed = ({**row, "rows": pack_rows(row["rows"])} for row in rows)
@@ -92,6 +94,8 @@ def read(path: Path) -> list[Json]:
 
 def parse_row(line: bytes, number: int, path: Path) -> Json:
     """The row in a line. Raises DamagedFile, which names its number, for one that kleiber does not write."""
+    from kleiber.records.columns import unpack_rows
+
     try:
         row = parse_json(line.decode("utf-8"), path, max_values=None)
         refuse_interpolations(row.get("config"), path, "config")
