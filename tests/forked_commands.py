@@ -1,6 +1,7 @@
 """Commands `kleiber` that start in milliseconds: forked from a process that has imported PyTorch and Lightning.
 
-A command has the words, folder, variables and files of its caller, and is forked before anything of kleiber has computed.
+A command has the words, folder, variables and files of its caller, and is forked before anything of kleiber has
+computed.
 """
 
 import array

@@ -27,6 +27,7 @@ from kleiber.launch.main import main
 LAB = '''
 from json import loads
 from kleiber.adapters.lora import LoRA
+from kleiber.data.builtin import Builtin
 from kleiber.data.preference import Preference
 from kleiber.models.hf import HFModel
 from kleiber.nn.delta import GatedDeltaNet
@@ -81,6 +82,9 @@ class Updates(LoRA):
 
 class Pairs(Preference):
     pass
+
+class Weighed(Builtin):
+    weighs_tokens = True
 
 class Hidden(MLM):
     pass
@@ -140,7 +144,7 @@ CONTRADICTIONS = {
         "retention.m.alphas=[0, 0]",
     ),
     "objective=dpo data=preference data._target_=some_lab.Pairs data.path=x batch.tokens=768": ("1.5 pairs", "1024"),
-    "model=bert objective=mlm objective._target_=some_lab.Hidden data=reweighted": ("data=reweighted",),
+    "model=bert objective=mlm objective._target_=some_lab.Hidden data._target_=some_lab.Weighed": ("data=reweighted",),
     "model=hf model._target_=some_lab.Imported model.path=gpt2 data=instruct data.path=x": (
         "data.pack=true",
         "model=hf",
