@@ -8,9 +8,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pages import narrow, reference, results, topics
-
-from kleiber.charts.theme import svg_to_png
+from pages import figures, narrow, reference, results, topics
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -34,11 +32,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = {**results.pages(REPOSITORY), **reference.pages(REPOSITORY), **topics.pages(REPOSITORY)}
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
+    figures.draw_all(results.drawn_from(REPOSITORY))
     for path, figure in results.figures(REPOSITORY).items():
-        if figure.suffix == ".svg":
-            files.append(File.generated(config, path, content=svg_to_png(figure.read_text(encoding="utf-8"))))
-        else:
-            files.append(File.generated(config, path, abs_src_path=str(figure)))
+        files.append(File.generated(config, path, abs_src_path=str(figure)))
     return files
 
 

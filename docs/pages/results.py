@@ -17,6 +17,7 @@ import yaml
 
 from kleiber.config.compose import config_files
 from kleiber.records.catalog import counts, read_runs
+from pages.figures import place_of
 from pages.headers import Header, read_header
 from pages.tables import FOLDED_ROWS, cell, folded, records_table, table
 
@@ -40,6 +41,8 @@ SITE_PATHS = {
     "](../../../docs/": "](../../",
     "](../../docs/": "](../../",
 }
+NOT_IN_GIT = re.compile(r"<!-- (!\[[^]]*\]\(figures/[\w.-]+\)) -->")
+IN_GIT = re.compile(r"\((figures/[\w.-]+)\.svg\)")
 GALLERY = "results/gallery.md"
 CAPTIONS = {
     "allocation": "The best size grows with compute as the line says; in the band, 90% of the fits",
@@ -118,11 +121,13 @@ class Study:
         return read_json(path) if path.is_file() else {}
 
     @property
-    def figures(self) -> list[Path]:
-        """The SVG of each figure; of a study without rows, whose figures cannot be drawn again, its PNG."""
-        pictures = sorted([*self.folder.glob("*.png"), *self.folder.glob("figures/*.png")])
-        drawn = sorted(self.folder.glob("figures/*.svg"))
-        return drawn + [path for path in pictures if path.with_suffix(".svg") not in drawn]
+    def figures(self) -> list[str]:
+        """The paths of the figures below the page; of a study without rows, the PNG that was recorded."""
+        if not self.has_rows:
+            return sorted(path.name for path in self.folder.glob("*.png"))
+        names = self.findings["figures"]
+        assert isinstance(names, list)
+        return [f"figures/{name}.png" for name in sorted(names)]
 
     @property
     def has_rows(self) -> bool:
@@ -175,7 +180,7 @@ def path_of(study: Study) -> str:
 
 def pages(repository: Path) -> dict[str, str]:
     """Returns the Markdown of every study's page by its path in the site."""
-    texts = {path_of(study): with_pictures(page(study, repository)) for study in studies(repository)}
+    texts = {path_of(study): page(study, repository) for study in studies(repository)}
     return {GALLERY: gallery(repository), **texts}
 
 
@@ -192,22 +197,32 @@ def gallery(repository: Path) -> str:
 
 def thumbnails(study: Study) -> str:
     """Returns the figures of a study as links to its page."""
-    pictures = (figure.relative_to(study.folder).with_suffix(".png") for figure in study.figures)
     return "\n".join(
-        f"[![{caption(path)}]({study.name}/{path}){{ loading=lazy }}]({study.name}/index.md)" for path in pictures
+        f"[![{caption(path)}]({study.name}/{path}){{ loading=lazy }}]({study.name}/index.md)" for path in study.figures
     )
 
 
 def figures(repository: Path) -> dict[str, Path]:
-    """Returns the figures of all studies by their path in the site, where all are PNG.
+    """Returns the figures of all studies by their path in the site; `drawn_from` says where some are drawn from.
 
-    An SVG is laid out for the widths of one font, and would be cut off where a reader has another one.
+    All are PNG. An SVG is laid out for the widths of one font, and would be cut off where a reader has another one.
     """
+    places = {folder: place for place, (folder, _) in drawn_from(repository).items()}
     return {
-        f"results/{study.name}/{figure.relative_to(study.folder).with_suffix('.png')}": figure
+        f"results/{study.name}/{path}": places.get(study.folder, study.folder) / path
         for study in studies(repository)
-        for figure in study.figures
+        for path in study.figures
     }
+
+
+def drawn_from(repository: Path) -> dict[Path, tuple[Path, list[Path]]]:
+    """Returns where the figures of studies with rows are drawn: by place, the study's folder and those read with it."""
+    sources = {
+        study.folder: [repository / "multirun/results" / name for name in study.also]
+        for study in studies(repository)
+        if study.has_rows
+    }
+    return {place_of(folder, also, repository): (folder, also) for folder, also in sources.items()}
 
 
 def overview(repository: Path) -> str:
@@ -226,17 +241,18 @@ def overview(repository: Path) -> str:
 def page(study: Study, repository: Path) -> str:
     """Returns the Markdown of a study's page."""
     header = read_header(config_files()[f"study/{study.kind}"])
-    shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", study.discussion))
-    others = [path for path in study.figures if str(path.relative_to(study.folder)) not in shown]
+    discussion = with_pictures(study.discussion)
+    shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", discussion))
+    others = [path for path in study.figures if path not in shown]
     parts = [
         f"# {study.question}",
         f"**{study.answer}**",
         facts(study, header),
-        with_site_links(study.discussion),
+        with_site_links(discussion),
         "## Conclusions and caveats\n\n" + conclusions(study.findings),
         law_section(study.law),
         tables_section(study.findings),
-        "\n\n".join(["## Figures", *(figure(path, study.folder) for path in others)]) if others else "",
+        "\n\n".join(["## Figures", *map(figure, others)]) if others else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -267,9 +283,12 @@ def with_site_links(text: str) -> str:
     return text
 
 
-def with_pictures(page: str) -> str:
-    """Returns a page with the PNG of each figure, which the site has, in place of its SVG."""
-    return re.sub(r"\((figures/[\w.-]+)\.svg\)", r"(\1.png)", page)
+def with_pictures(discussion: str) -> str:
+    """Returns a discussion with all of its figures, as the PNG that the site has.
+
+    Git has the SVG of the first; the others are comments, because a code host could not show them.
+    """
+    return IN_GIT.sub(r"(\1.png)", NOT_IN_GIT.sub(r"\1", discussion))
 
 
 def conclusions(findings: Mapping[str, object]) -> str:
@@ -329,9 +348,10 @@ def tables_section(findings: Mapping[str, object]) -> str:
     return "\n\n".join(filter(None, ["## Tables", note, *parts])) if parts else ""
 
 
-def figure(path: Path, folder: Path) -> str:
-    return f"![{caption(path)}]({path.relative_to(folder)})\n\n*{caption(path)}.*"
+def figure(path: str) -> str:
+    return f"![{caption(path)}]({path})\n\n*{caption(path)}.*"
 
 
-def caption(path: Path) -> str:
-    return CAPTIONS.get(path.stem, path.stem.replace("_", " ").replace("-", ", ").capitalize())
+def caption(path: str) -> str:
+    name = Path(path).stem
+    return CAPTIONS.get(name, name.replace("_", " ").replace("-", ", ").capitalize())

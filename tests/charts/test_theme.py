@@ -15,6 +15,7 @@ from kleiber.charts.theme import (
     KINDS,
     LINE,
     METHODS,
+    READ_OUT,
     TITLE_LINE,
     apply_theme,
     colors_of,
@@ -106,12 +107,6 @@ def test_a_line_chart_has_intervals_only_where_there_are_seeds(half, marks):
     means = means.assign(lo=means["mean"] - half, hi=means["mean"] + half)
     chart = line_chart(means, "D", "tokens", "arm", "Loss vs tokens").to_dict()
     assert [layer["mark"]["type"] for layer in chart["layer"]] == marks and chart["title"] == "Loss vs tokens"
-    counted = str(line_chart(means, "D", "tokens", "arm", "Loss vs tokens", linear=True).to_dict()["layer"][0])
-    assert "'log'" not in counted and str([float(value) for value in sorted(set(means["D"]))]) in counted
-    ordered = line_chart(means, "D", "tokens", "arm", "Loss vs tokens", order=["b", "a"]).to_dict()
-    assert ordered["layer"][0]["encoding"]["color"]["scale"]["range"] == [KINDS[1]]
-    with_zero = line_chart(means, "D", "tokens", "arm", "Loss vs tokens", zero=True).to_dict()
-    assert len(with_zero["layer"]) == len(marks) + 1
 
 
 def test_lines_that_end_at_different_places_are_named_in_a_legend():
@@ -171,7 +166,7 @@ def test_a_figure_of_many_rows_is_drawn():
     assert max(len(rows) for rows in chart["datasets"].values()) == 6000
 
 
-def test_the_files_of_a_figure_are_those_of_altair_but_for_the_names_of_fonts(tmp_path):
+def test_the_files_of_a_figure_are_those_of_altair_but_for_the_names_of_fonts_and_what_is_read_out(tmp_path):
     chart = apply_theme(alt.Chart(pd.DataFrame({"x": [1, 2], "y": [3, 5]})).mark_line().encode(x="x:Q", y="y:Q"))
     assert FONTS in to_svg(chart)
     ours = {
@@ -180,7 +175,9 @@ def test_the_files_of_a_figure_are_those_of_altair_but_for_the_names_of_fonts(tm
     }
     for ending, options in ((".svg", {}), (".png", {"scale_factor": 2})):
         chart.save(tmp_path / f"altair{ending}", **options)
-        assert ours[ending] == (tmp_path / f"altair{ending}").read_bytes(), ending
+        theirs = (tmp_path / f"altair{ending}").read_bytes()
+        assert ours[ending] == (READ_OUT.sub("", theirs.decode()).encode() if ending == ".svg" else theirs), ending
+    assert "aria-" not in to_svg(chart)
 
 
 def test_an_axis_over_less_than_one_tick_has_its_ends_as_ticks():

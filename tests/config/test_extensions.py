@@ -8,6 +8,7 @@ from small_run import TINY
 
 from kleiber.config.compose import Composer, find_choice, resolve_config
 from kleiber.config.cross_checks import check_compatibility
+from kleiber.config.division_checks import check_division
 from kleiber.config.errors import ConfigError
 from kleiber.config.extensions import (
     VARIABLE,
@@ -19,15 +20,26 @@ from kleiber.config.extensions import (
     offers,
 )
 from kleiber.config.model_size import size, width_of
+from kleiber.config.stage_checks import check_stage
 from kleiber.config.targets import class_attribute, signature
 from kleiber.launch.main import main
 
 LAB = '''
 from json import loads
+from kleiber.adapters.lora import LoRA
+from kleiber.data.builtin import Builtin
+from kleiber.data.preference import Preference
+from kleiber.models.hf import HFModel
+from kleiber.nn.delta import GatedDeltaNet
+from kleiber.nn.latent import LatentAttention
+from kleiber.nn.routers import GroupLimited
 from kleiber.nn.routers.hash import Hash
 from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM
-from kleiber.retention import EWC, L2SP
+from kleiber.objectives.mlm import MLM
+from kleiber.retention import EWC, L2SP, WiSE
+from kleiber.training.fsdp import FSDP
+from kleiber.training.parallel import ExpertParallel
 
 class Scaled(CLM):
     """The loss of next tokens, scaled."""
@@ -51,6 +63,39 @@ class Near(L2SP):
     pass
 
 class Fisher(EWC):
+    pass
+
+class Mean(WiSE):
+    pass
+
+class Grouped(GroupLimited):
+    pass
+
+class Recurrent(GatedDeltaNet):
+    pass
+
+class Compressed(LatentAttention):
+    pass
+
+class Updates(LoRA):
+    pass
+
+class Pairs(Preference):
+    pass
+
+class Weighed(Builtin):
+    weighs_tokens = True
+
+class Hidden(MLM):
+    pass
+
+class Imported(HFModel):
+    pass
+
+class Divided(ExpertParallel):
+    pass
+
+class Sharded(FSDP):
     pass
 
 class Warmer:
@@ -89,10 +134,26 @@ CONTRADICTIONS = {
     f"{MOE}Warmer": ("model.mlp.router._target_=some_lab.Warmer", "kleiber.types.model.Router"),
     f"{STREAM} +retention.l2sp._target_=some_lab.Fisher": ("retention=[l2sp]", "data.streaming=true"),
     "privacy=dp_sgd +retention.l2sp._target_=some_lab.Fisher": ("retention=[l2sp]", "privacy=dp_sgd"),
+    f"{MOE}Grouped +model.mlp.router.groups=3 +model.mlp.router.limit=2": ("model.mlp.router.groups=3", "8 experts"),
+    "model.attention._target_=some_lab.Recurrent model=bert": ("some_lab.Recurrent", "model.causal=false"),
+    "model.attention._target_=some_lab.Recurrent data=instruct data.path=x": ("data.pack=true", "some_lab.Recurrent"),
+    "model.attention._target_=some_lab.Recurrent model.positions=alibi": ("remove model.positions=alibi",),
+    "model.attention._target_=some_lab.Compressed model.width=36": ("some_lab.Compressed", "a multiple of 4 channels"),
+    "+retention.m._target_=some_lab.Near +retention.m.strength=50 optimizer.lr=0.1": ("retention.m.strength=50",),
+    "stages=docs_then_code +retention.m._target_=some_lab.Mean +retention.m.alphas=[0,0]": (
+        "retention.m.alphas=[0, 0]",
+    ),
+    "objective=dpo data=preference data._target_=some_lab.Pairs data.path=x batch.tokens=768": ("1.5 pairs", "1024"),
+    "model=bert objective=mlm objective._target_=some_lab.Hidden data._target_=some_lab.Weighed": ("data=reweighted",),
+    "model=hf model._target_=some_lab.Imported model.path=gpt2 data=instruct data.path=x": (
+        "data.pack=true",
+        "model=hf",
+    ),
 }
 CONSISTENT = [
     f"{MOE}Wide model.mlp.capacity_factor=1.25", f"{STREAM} +retention.mine._target_=some_lab.Near",
     "objective._target_=some_lab.Scaled model.future=1",
+    "objective=dpo objective.reference=adapter_off data=preference data.path=x +adapter._target_=some_lab.Updates",
 ]  # fmt: skip
 
 
@@ -103,9 +164,28 @@ def test_an_error_names_both_values_that_contradict_each_other(lab, overrides, v
     assert [value for value in values if value not in str(error.value)] == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ("trainer=expert trainer._target_=some_lab.Divided", "model=moe"),
+        ("trainer=fsdp trainer._target_=some_lab.Sharded trainer.devices=1", "trainer.devices=1"),
+        ("trainer=expert trainer._target_=some_lab.Divided model=moe +adapter._target_=some_lab.Updates", "adapter="),
+    ],
+)
+def test_devices_that_a_trainer_of_the_package_cannot_use_are_refused(lab, overrides, key):
+    with pytest.raises(ConfigError, match=key):
+        check_division(resolve_config(Composer().compose(overrides.split()))[0])
+
+
+def test_an_adapter_of_the_package_needs_trained_weights(lab):
+    with pytest.raises(ConfigError, match="adapter=updates"):
+        check_stage(resolve_config(Composer().compose(["+adapter._target_=some_lab.Updates"]))[0])
+
+
 @pytest.mark.parametrize("overrides", CONSISTENT)
 def test_values_that_a_class_of_the_package_allows_pass(lab, overrides):
-    check_compatibility(resolve_config(Composer().compose(overrides.split()))[0])
+    words: list[str] = overrides.split()
+    check_compatibility(resolve_config(Composer().compose(words))[0])
 
 
 def test_the_matrices_of_a_router_of_the_package_are_counted(lab):

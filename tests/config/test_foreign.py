@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from topic_choices import skip_without_topics
 
 from kleiber.config import foreign
 from kleiber.config.check import constraints
@@ -62,6 +63,7 @@ REFUSED = [  # overrides, then key and value of the first request
 
 @pytest.mark.parametrize(("overrides", "key", "value"), REFUSED, ids=[key for _, key, _ in REFUSED])
 def test_a_value_is_refused_by_its_key_unless_the_reader_names_it(overrides, key, value):
+    skip_without_topics(overrides)
     config = composed(*overrides.split())
     with pytest.raises(Unpermitted) as refused:
         check_foreign(config, SOURCE)
@@ -97,6 +99,7 @@ ALLOWED = [
 
 @pytest.mark.parametrize("overrides", ALLOWED)
 def test_files_names_on_the_hub_and_numbers_need_no_permission(overrides):
+    skip_without_topics(overrides)
     assert requests(composed(*overrides.split())) == []
 
 

@@ -13,6 +13,7 @@ from yaml import safe_load
 DOCS = REPOSITORY / "docs"
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"(?ms)^( *)```.*?^\1```$|`[^`\n]*`")
+COMMENT = re.compile(r"(?s)<!--.*?-->")
 WRITTEN = {
     str(path.relative_to(DOCS)): path.read_text(encoding="utf-8")
     for path in sorted(DOCS.rglob("*.md"))
@@ -32,8 +33,12 @@ IN_REPOSITORY = sorted(
 
 
 def links(text: str) -> list[str]:
-    """The targets of the links and images of a page, without those to other sites."""
-    return [target for target in LINK.findall(CODE.sub("", text)) if not target.startswith(("http", "mailto:"))]
+    """The targets of the links and images that a page shows, without those to other sites."""
+    return [
+        target
+        for target in LINK.findall(COMMENT.sub("", CODE.sub("", text)))
+        if not target.startswith(("http", "mailto:"))
+    ]
 
 
 def anchors(text: str) -> set[str]:

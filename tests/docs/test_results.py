@@ -1,13 +1,15 @@
 """The generated page of a study says what its records say."""
 
 import json
+import re
 
 import pytest
-from pages import results, tables
+from pages import figures, results, tables
 from recorded_numbers import numbers, rounds_to
 from small_run import REPOSITORY
 
 PAGES = results.pages(REPOSITORY)
+IMAGE = re.compile(r"(?m)^!\[[^]]*\]\(([^)]+)\)$")
 
 
 @pytest.mark.parametrize("study", results.studies(REPOSITORY), ids=lambda study: study.name)
@@ -66,3 +68,49 @@ def test_numbers_are_short(value, text):
 def test_no_cell_can_break_a_table():
     line = tables.table(["a"], [[tables.cell("x | y\n<script> {N: 1} `{N: 1}`")]]).splitlines()[-1]
     assert line == "| x \\| y &lt;script> &#123;N: 1&#125; `{N: 1}` |"
+
+
+def test_a_discussion_shows_its_only_figure_in_git_which_is_small():
+    shown = {study.name: IMAGE.findall(study.discussion) for study in results.studies(REPOSITORY)}
+    files = {study.folder / path for study in results.studies(REPOSITORY) for path in shown[study.name]}
+    without = {study.name for study in results.studies(REPOSITORY) if not study.figures}
+    assert {name for name, paths in shown.items() if len(paths) != 1} == without
+    sizes = [file.stat().st_size for file in files]
+    assert max(sizes) <= 60_000 and sum(sizes) <= 4_000_000
+
+
+def test_a_page_has_each_figure_once_and_those_of_its_discussion_in_their_places():
+    for study in results.studies(REPOSITORY):
+        shown = IMAGE.findall(PAGES[f"results/{study.name}/index.md"])
+        assert sorted(shown) == study.figures and "<!--" not in PAGES[f"results/{study.name}/index.md"]
+    shown = IMAGE.findall(PAGES["results/forgetting/index.md"])
+    assert shown[:3] == [f"figures/{name}.png" for name in ("matched", "pareto", "trajectory")]
+
+
+def test_another_row_has_another_place_in_the_cache(tmp_path):
+    home = tmp_path / "study"
+    home.mkdir()
+    (home / "runs.jsonl.gz").write_bytes(b"1")
+    place = figures.place_of(home, (), tmp_path)
+    (home / "figures").mkdir()
+    (home / "figures" / "a.svg").write_text("")
+    (home / "discussion.md").write_text("no row")
+    assert figures.place_of(home, (), tmp_path) == place
+    (home / "runs.jsonl.gz").write_bytes(b"2")
+    assert figures.place_of(home, (), tmp_path) != place
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_figures_are_drawn_from_the_rows_once(tmp_path):
+    source = REPOSITORY / "multirun/results/qk_small"
+    place = figures.place_of(source, (), tmp_path)
+    (tmp_path / figures.CACHE / f"qk_small-{'0' * 16}").mkdir(parents=True)
+    figures.draw_all({place: (source, ())})
+    drawn = {path: path.stat().st_mtime_ns for path in place.glob("figures/*.png")}
+    names = json.loads((source / "findings.json").read_text())["figures"]
+    assert {path.stem for path in drawn} == set(names) and list(place.parent.iterdir()) == [place]
+    (kept,) = source.glob("figures/*.svg")
+    assert (place / "figures" / kept.name).read_bytes() == kept.read_bytes()
+    figures.draw_all({place: (source, ())})
+    assert drawn == {path: path.stat().st_mtime_ns for path in place.glob("figures/*.png")}

@@ -177,8 +177,13 @@ def odd_rows(rng: random.Random, study: Path, outside: Path) -> str:
     key, value = rng.choice([
         ("config", None), ("config", [1]), ("config", "x"), ("config", {}), ("config", {"model": None, "batch": 3}),
         ("config", {"seed": 10**4000}), ("config", {"name": ESCAPES}), ("rows", None), ("rows", [None]), ("rows", {}),
-        ("rows", [{"step": 10**4000}]), ("rows", [{"step": 1, "train/loss": 10**4000}]), ("rows", [{"step": "1"}]),
-        ("rows", [{"step": 1, "stage": [1], "train/loss": {}}]), ("rows", [{"step": 1, ESCAPES: 1.0}]),
+        *(
+            ("rows", {"order": [0], "kinds": [columns]})
+            for columns in (
+                {"step": [10**4000]}, {"step": [1], "train/loss": [10**4000]}, {"step": ["1"]}, {"step": {}},
+                {"step": [1], "stage": [[1]], "train/loss": [{}]}, {"step": [1], ESCAPES: [1.0]},
+            )
+        ),
         ("run", ["x"]), ("run", None), ("run", "../x"), ("run", "a\x9bb"), ("run", 3), ("summary", None),
         ("summary", {}), ("summary", []), ("summary", {**rows[0]["summary"], "status": ESCAPES}),
         ("summary", {**rows[0]["summary"], "stages": None}), ("summary", {**rows[0]["summary"], "seed": 10**4000}),

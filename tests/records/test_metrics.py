@@ -7,7 +7,14 @@ import os
 import pytest
 
 from kleiber.config.errors import ConfigError
-from kleiber.records.metrics import METRICS_FILE, LoggedRows, condense, read_rows, rows_with, thin
+from kleiber.records.metrics import (
+    METRICS_FILE,
+    LoggedRows,
+    condense,
+    read_rows,
+    rows_with,
+    thin,
+)
 from kleiber.records.regular_files import DamagedFile
 from kleiber.training.loggers import JsonlLogger
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from fake_run import fake_run
+from topic_choices import skip_without_topics
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
@@ -137,6 +138,7 @@ def test_a_separator_is_inherited_with_the_tokenizer(launch, shared, completed):
 
 
 def test_data_made_of_other_data_inherits_the_tokenizer_in_that_data_and_hands_it_on(completed, folder, tmp_path):
+    skip_without_topics("data=canaries data=generated data=trigger data=counterfactual")
     start = ["init=hf", f"init.path={folder}"]
     for choice in ("repeat", "deduplicated", "canaries", "data=generated data.models=[]"):
         config = completed(*start, *f"data={choice.removeprefix('data=')}".split())
@@ -188,6 +190,7 @@ def test_a_start_point_with_a_config_that_no_run_writes_is_refused(completed, tm
 
 
 def test_runs_that_write_the_data_are_named_by_absolute_paths_of_their_stages(completed, folder, tmp_path, monkeypatch):
+    skip_without_topics("data=generated")
     run = fake_run(tmp_path / "runs" / "writer")
     monkeypatch.chdir(tmp_path)
     models = completed("data=generated", f"data.models=[runs/writer,{run}/main,{folder}]")["data"]["models"]

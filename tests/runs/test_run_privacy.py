@@ -12,6 +12,7 @@ import pytest
 import tables
 import torch
 from safetensors.torch import load_file
+from topic_choices import skip_without_topics
 
 from kleiber.launch.main import main
 from kleiber.optimizers.privacy import PrivateSteps
@@ -78,6 +79,7 @@ def test_pairs_of_answers_are_private_samples(launch: Callable[..., Path], tmp_p
 
 
 def test_a_small_epsilon_brings_the_exposure_of_canaries_to_chance(tmp_path: Path) -> None:
+    skip_without_topics("data=canaries")
     overrides = [
         "data=canaries", "data.max_bytes=100K", "data.repetitions=[0,100]", "data.count=6", "data.digits=3",
         "model.width=32", "model.context=128", "batch.tokens=4096", "budget.tokens=250K", "evals=[memorization]",

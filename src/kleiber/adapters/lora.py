@@ -43,6 +43,8 @@ class LoRA(Adapter):
              model has
     """
 
+    adds_weights = True
+
     rank: Width = 8
     alpha: Positive | None = None
     rslora: bool = False

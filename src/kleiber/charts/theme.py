@@ -39,6 +39,8 @@ SYMBOL, LETTER = 36, 5  # widths in a legend: a symbol with its margins, and a l
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
 # The widths of labels are those of Arial, which Liberation Sans has too.
 FONTS = 'font-family="Arial, Liberation Sans, Helvetica, sans-serif"'
+# What a screen reader would read out of an SVG; one that is shown as a picture has the text of its page.
+READ_OUT = re.compile(' (?:role|aria-[a-z]+)="[^"]*"')
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -268,14 +270,15 @@ def apply_theme(chart: Chart) -> Chart:
 
 
 def to_svg(chart: Chart) -> str:
-    """Returns a chart as SVG, as altair writes it; characters that XML does not have become a replacement character.
+    """Returns a chart as SVG, as altair writes it but for what is read out, which is up to half of the bytes.
 
-    The library that draws ends the process for such a character, which a label of a stranger's run may have.
+    Characters that XML does not have become a replacement character. The library that draws ends the process for such
+    a character, which a label of a stranger's run may have.
     """
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(_as_xml(chart.to_dict()), vl_version=vl_version_for_vl_convert())
-    return svg.replace('font-family="sans-serif"', FONTS)
+    return READ_OUT.sub("", svg).replace('font-family="sans-serif"', FONTS)
 
 
 def _as_xml(value: Any) -> Any:
@@ -303,39 +306,31 @@ def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:
 
 def line_chart(
     means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
-    value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "", zero: bool = False,
-    linear: bool = False, order: Sequence[str] = (),
+    value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "",
 ) -> Chart:  # fmt: skip
     """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
 
     Lines that end at different places are named in a legend, since their names would lie across other lines.
 
     means    a row for each point: x, the column `kind`, mean, lo, hi, half (of the interval; nan without) and seeds
-    x, title column and title of the horizontal axis
+    x, title column and title of the horizontal axis, which is logarithmic
     kind     column whose values are the lines
     heading  title of the chart
     every    factor between ticks of the horizontal axis
     value    title of the vertical axis, which is logarithmic with `log`
-    zero     draws a line at 0
-    linear   whether the horizontal axis is linear, with a tick at each value of x; otherwise it is logarithmic
-    order    the lines of all figures of a page, see `kind_color`
     """
     shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
     kinds = list(dict.fromkeys(shown["kind"]))
     ends = shown.loc[shown.groupby("kind")[x].idxmax()]
     named = len(set(ends[x])) == 1
-    across = (
-        count_axis(x, title, shown[x])
-        if linear
-        else log_axis(x, title, shown[x], every=every, room=1.8 if named else 1.15)
-    )
+    across = log_axis(x, title, shown[x], every=every, room=1.8 if named else 1.15)
     bounds = shown[["value", "lo", "hi"]].to_numpy(dtype=float)
 
     def axis(name: str) -> Chart:
         return log_axis(name, value, bounds[np.isfinite(bounds)], kind=alt.Y) if log else loss_axis(name, value, False)
 
     y, low = axis("value"), axis("lo")
-    color = kind_color(kinds, legend=None if named else alt.Legend(), order=order)
+    color = kind_color(kinds, legend=None if named else alt.Legend())
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
     base = alt.Chart(shown).encode(x=across, color=color)
     layers = [base.mark_line(strokeWidth=1.6).encode(y=y)]
@@ -347,6 +342,4 @@ def line_chart(
         ends = ends.assign(at=separate_labels(ends["value"].to_numpy(), np.ptp(shown["value"]) * LABEL_GAP))
         names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
         layers.append(names.encode(x=across, y=axis("at"), text="kind:N", color=color))
-    if zero:
-        layers.insert(0, alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888").encode(y="y:Q"))
     return with_title(alt.layer(*layers), heading, subtitle=subtitle)

@@ -7,14 +7,14 @@ from importlib.util import find_spec
 
 from kleiber.config.callback_checks import check_lightning_callbacks
 from kleiber.config.errors import ConfigError
-from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
-from kleiber.config.stages import check_name, quantity
+from kleiber.config.layer_checks import NAMES, attention_kinds, check_layers
+from kleiber.config.stage_checks import adds_weights
+from kleiber.config.stages import check_name, is_wrapped, quantity
 from kleiber.config.targets import argument, class_attribute
 from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
-PAIRS = ("Preference", "Judged")  # data with two answers in a sample
 
 
 def check_compatibility(config: Config) -> None:
@@ -47,14 +47,14 @@ def _check_privacy(config: Config) -> None:
     if not config.get("privacy"):
         return
     stability = (config.get("callbacks") or {}).get("stability")
-    watch = stability if isinstance(stability, Mapping) and _is(stability, "Stability") else None
+    policy, nonfinite = (argument(stability, name) if stability else None for name in ("policy", "nonfinite"))
     methods = _methods_with_earlier_tasks(config)
     refused = {
         f"trainer.devices={argument(config['trainer'], 'devices')}": (argument(config["trainer"], "devices") or 1) > 1,
         f"retention=[{','.join(methods)}]": methods,
         "stages": config.get("stages"),
-        "callbacks.stability.policy": watch is not None and argument(watch, "policy") != "tell",
-        "callbacks.stability.nonfinite=skip": watch is not None and argument(watch, "nonfinite") == "skip",
+        "callbacks.stability.policy": policy not in (None, "tell"),
+        "callbacks.stability.nonfinite=skip": nonfinite == "skip",
     }
     for key, chosen in refused.items():
         if chosen:
@@ -123,7 +123,8 @@ def _check_batch(config: Config) -> None:
             f"batch.tokens={config['batch']['tokens']} must be a multiple of model.context={context}, such as {near}"
         )
     rows = int(tokens // context)
-    sides, unit = (2, "pairs of answers") if any(_is(config["data"], kind) for kind in PAIRS) else (1, "sequences")
+    sides = class_attribute(config["data"]["_target_"], "sides") or 1
+    unit = "pairs of answers" if sides > 1 else "sequences"
     if rows % (sides * devices):
         near = -(-rows // (sides * devices)) * sides * devices * context
         raise ConfigError(
@@ -195,8 +196,7 @@ def _check_prefix(config: Config) -> None:
 
 def _check_pooling(config: Config) -> None:
     objective = config["objective"]
-    reads_first = _is(objective, "Classify") and argument(objective, "pooling") == "class-token"
-    if reads_first and argument(config["model"], "causal"):
+    if argument(objective, "pooling") == "class-token" and argument(config["model"], "causal"):
         raise ConfigError(
             "objective.pooling=class-token needs a bidirectional model, because the first hidden state of a causal "
             "model depends on no other token: set objective.pooling=mean or last, or model=bert"
@@ -205,14 +205,14 @@ def _check_pooling(config: Config) -> None:
 
 def _check_wise(config: Config) -> None:
     """WiSE interpolates weights by name, and a wrapped model has other names with an adapter than after merging it."""
-    is_wrapped = _is(config["model"], "HFModel") and _low_rank(config)
+    renames_weights = is_wrapped(config["model"]) and adds_weights(config.get("adapter"))
     for name, node in (config.get("retention") or {}).items():
-        if not _is(node, "WiSE"):
+        if not node or not class_attribute(node["_target_"], "averages_weights"):
             continue
         alphas = argument(node, "alphas") or ()
         if len(set(alphas)) < len(alphas):
             raise ConfigError(f"retention.{name}.alphas={alphas} must be distinct: remove one of two equal numbers")
-        if is_wrapped:
+        if renames_weights:
             raise ConfigError(
                 "retention=wise with adapter=lora or dora does not work with model=hf: set adapter=freeze"
             )
@@ -221,7 +221,7 @@ def _check_wise(config: Config) -> None:
 def _check_replay(config: Config) -> None:
     """Text that the model writes itself is not kept."""
     for name, node in (config.get("retention") or {}).items():
-        if _is(node, "Replay") and node.get("memory") is not None and argument(node, "source") == "generated":
+        if node and node.get("memory") is not None and argument(node, "source") == "generated":
             raise ConfigError(
                 f"retention.{name}.memory={node['memory']} needs source=real: with source=generated set "
                 "generated_tokens"
@@ -232,7 +232,8 @@ def _check_l2sp_strength(config: Config) -> None:
     """A step of L2-SP shrinks the distance to the start by the share lr x strength, which must not exceed 1."""
     rate = argument(config["optimizer"], "lr")
     for name, node in (config.get("retention") or {}).items():
-        strength = argument(node, "strength") if _is(node, "L2SP") else None
+        shrinks = node and class_attribute(node["_target_"], "shrinks_distance")
+        strength = argument(node, "strength") if shrinks else None
         if strength and rate and rate * strength > 1:
             raise ConfigError(
                 f"retention.{name}.strength={strength} must be <= {1 / rate:g} at optimizer.lr={rate:g}: a larger one "
@@ -254,7 +255,7 @@ def _check_answers(config: Config) -> None:
 
 
 def _check_reference(config: Config) -> None:
-    if config["objective"].get("reference") == "adapter_off" and not _low_rank(config):
+    if config["objective"].get("reference") == "adapter_off" and not adds_weights(config.get("adapter")):
         raise ConfigError(
             "objective.reference=adapter_off needs an adapter that can be switched off: set adapter=lora, or "
             "objective.reference=start"
@@ -265,20 +266,22 @@ def _check_packing(config: Config) -> None:
     model, packed, fix = config["model"], "data.pack=true", "data.pack=false"
     if not argument(config["data"], "pack"):
         return
-    if _is(model, "HFModel"):
+    if is_wrapped(model):
         raise ConfigError(
             f"{packed} puts several conversations in a row, and model=hf attends across their borders: set {fix}"
         )
-    if any(target == DELTA for target, _ in attention_kinds(model).values()):
-        raise ConfigError(
-            f"{packed} puts several conversations in a row, and model/attention=delta reads on across their borders: "
-            f"set {fix}, or model/attention=full"
-        )
+    for target, _ in attention_kinds(model).values():
+        if class_attribute(target, "is_recurrent"):
+            raise ConfigError(
+                f"{packed} puts several conversations in a row, and model/attention={NAMES.get(target, target)} reads "
+                f"on across their borders: set {fix}, or model/attention=full"
+            )
 
 
 def _check_weights(config: Config) -> None:
     """Masked prediction chooses its targets among the tokens with a weight, and counts all of them the same."""
-    if _is(config["data"], "Reweighted") and _is(config["objective"], "MLM"):
+    weighs_tokens = class_attribute(config["data"]["_target_"], "weighs_tokens")
+    if weighs_tokens and class_attribute(config["objective"]["_target_"], "reads_weights") is False:
         raise ConfigError(
             "data=reweighted weighs the tokens of the loss, which objective=mlm does not: set objective=clm, or "
             "data=counterfactual, which works with both"
@@ -289,7 +292,7 @@ def _check_rollback(config: Config) -> None:
     """A run goes back to a checkpoint only where it saves some before its last step."""
     callbacks = config.get("callbacks") or {}
     stability, checkpoints = callbacks.get("stability"), callbacks.get("checkpoints")
-    if stability is None or not _is(stability, "Stability") or argument(stability, "policy") != "rollback":
+    if stability is None or argument(stability, "policy") != "rollback":
         return
     if checkpoints is None or argument(checkpoints, "every") == 0:
         wrong = "callbacks.checkpoints=null" if checkpoints is None else "callbacks.checkpoints.every=0"
@@ -297,11 +300,3 @@ def _check_rollback(config: Config) -> None:
             f"callbacks.stability.policy=rollback goes back to a checkpoint, and {wrong} saves none before the last "
             "step: remove it, or set callbacks.stability.policy=skip"
         )
-
-
-def _low_rank(config: Config) -> bool:
-    return any(_is(config.get("adapter"), kind) for kind in ("LoRA", "DoRA"))
-
-
-def _is(node: object, kind: str) -> bool:
-    return isinstance(node, Mapping) and str(node.get("_target_", "")).endswith(f".{kind}")

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.targets import argument
+from kleiber.config.stage_checks import adds_weights
+from kleiber.config.targets import argument, class_attribute
 from kleiber.types import Config
 
 
@@ -19,14 +20,14 @@ def check_division(config: Config) -> None:
     """Raises ConfigError for devices that there are not, and for what does not work with trainer=expert."""
     trainer = config["trainer"]
     _check_devices(trainer)
-    if trainer["_target_"] != "kleiber.training.ExpertParallel":
+    if not class_attribute(trainer["_target_"], "divides_experts"):
         return
     devices = argument(trainer, "devices")
     _check_experts(config["model"], devices)
     refused = {
         "trainer.compile=true": argument(trainer, "compile"),
         f"retention={'+'.join(config.get('retention') or {})}": any((config.get("retention") or {}).values()),
-        "adapter=lora or dora": config.get("adapter") and not config["adapter"]["_target_"].endswith(".Freeze"),
+        "adapter=lora or dora": adds_weights(config.get("adapter")),
     }
     for key, chosen in refused.items():
         if chosen and devices > 1:
@@ -37,9 +38,9 @@ def check_division(config: Config) -> None:
 
 def _check_devices(trainer: Config) -> None:
     devices = argument(trainer, "devices")
-    if trainer["_target_"] == "kleiber.training.Local" and devices != 1:
+    if class_attribute(trainer["_target_"], "is_distributed") is False and devices != 1:
         raise ConfigError(f"trainer.devices={devices} needs a distributed trainer: set trainer=ddp")
-    if trainer["_target_"] == "kleiber.training.FSDP" and devices < 2:
+    if class_attribute(trainer["_target_"], "shards_weights") and devices < 2:
         raise ConfigError(f"trainer.devices={devices} must be >= 2 for trainer=fsdp")
     if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
         raise ConfigError("trainer.accelerator=gpu, but this machine has no GPU: set trainer.accelerator=cpu")

@@ -13,15 +13,8 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.targets import argument, class_attribute, signature
 from kleiber.types import Config, Json
 
-FULL, WINDOW = "kleiber.nn.FullAttention", "kleiber.nn.WindowAttention"
-LATENT, DELTA, NONE = "kleiber.nn.LatentAttention", "kleiber.nn.GatedDeltaNet", "kleiber.nn.NoMixing"
-MOE = "kleiber.nn.interleaved_moe"
 SHARED = ("num_heads", "num_kv_heads", "qk_norm", "rope_theta", "positions")  # keys of model and of model.attention
-REFUSED = {  # options that a kind of attention does not have, and why
-    LATENT: (("num_kv_heads", "qk_norm", "value_residual"), "latent has one normalized latent vector for all heads"),
-    DELTA: (SHARED[1:], "delta has a state in place of keys and positions"),
-    NONE: (SHARED, "none has no queries, keys or positions"),
-}
+NAMES = {target: kind for kind, target in PATTERN.items()}  # of kinds of attention
 
 
 def check_layers(model: Config) -> None:
@@ -30,16 +23,20 @@ def check_layers(model: Config) -> None:
     kinds = attention_kinds(model)
     for target, options in kinds.values():
         _check_agreement(options)
-        refused, reason = REFUSED.get(target, ((), ""))
+        refused = class_attribute(target, "refused_options") or ()
         asked = [_setting(key, value) for key, value in options.items() if key.rpartition(".")[2] in refused]
         if asked:
+            reason = class_attribute(target, "refused_because")
             raise ConfigError(f"model/attention={reason}: remove {' and '.join(asked)}")
-        if target == DELTA and argument(model, "causal") is False:
-            raise ConfigError("model/attention=delta is causal, and model.causal=false: set another model/attention")
+        if class_attribute(target, "is_recurrent") and argument(model, "causal") is False:
+            raise ConfigError(
+                f"model/attention={NAMES.get(target, target)} is causal, and model.causal=false: set another "
+                "model/attention"
+            )
         (theta, value), (key, kind) = _option(options, "rope_theta"), _option(options, "positions")
         if theta and kind not in (None, "rotary"):
             raise ConfigError(f"{_setting(theta, value)} needs model.positions=rotary, not {_setting(key, kind)}")
-        if width and target in (FULL, WINDOW, LATENT, DELTA):
+        if width and class_attribute(target, "head_multiple"):
             _check_heads(target, options, width, width_text)
     _check_pattern(model, kinds)
     _check_value_residual(model, kinds)
@@ -54,7 +51,7 @@ def attention_kinds(model: Config) -> dict[str, tuple[str, Json]]:
     chosen = model.get("attention")
     if "attention" not in signature(str(model["_target_"])).parameters:
         return {}
-    node: Json = {**chosen} if isinstance(chosen, Mapping) and "_target_" in chosen else {"_target_": FULL}
+    node: Json = {**chosen} if isinstance(chosen, Mapping) and "_target_" in chosen else {"_target_": PATTERN["full"]}
     options = _options(model, node)
     if node["_target_"] != "kleiber.nn.layer_pattern":
         return {"": (str(node["_target_"]), _set(options))}
@@ -116,10 +113,11 @@ def _check_heads(target: str, options: Json, width: int, width_text: str) -> Non
     shared_key, shared = _option(options, "num_kv_heads")
     if isinstance(shared, int) and heads % shared:
         raise ConfigError(f"{shared_key}={shared} must divide {key or 'the number of heads'}={heads}")
-    is_rotary = target in (FULL, WINDOW) and _option(options, "positions")[1] in (None, "rotary")
-    parts = 4 if target == LATENT else 2 if is_rotary else 1
+    multiple = class_attribute(target, "head_multiple")
+    is_rotary = class_attribute(target, "rotates_heads") and _option(options, "positions")[1] in (None, "rotary")
+    parts = max(multiple, 2 if is_rotary else 1)
     if width // heads % parts:
-        name = "model/attention=latent" if target == LATENT else "model.positions=rotary"
+        name = "model.positions=rotary" if multiple == 1 else f"model/attention={NAMES.get(target, target)}"
         raise ConfigError(
             f"{name} needs heads of a multiple of {parts} channels, and {width_text} has {heads} heads of "
             f"{width // heads}: change model.num_heads"
@@ -184,8 +182,10 @@ def _check_experts(model: Config) -> None:
     router = mlp.get("router")
     if isinstance(router, Mapping) and "acknowledge_leak" in signature(str(router["_target_"])).parameters:
         _check_leak(model, router)
-    if mlp["_target_"] == MOE:
+    parameters = signature(str(mlp["_target_"])).parameters
+    if "router" in parameters:
         _check_router(mlp, router if isinstance(router, Mapping) else {"_target_": "kleiber.nn.routers.TopK"})
+    if "every" in parameters and "dense_first" in parameters:
         _check_sparse_layers(mlp, argument(model, "depth"))
 
 
@@ -203,7 +203,7 @@ def _check_router(mlp: Config, router: Config) -> None:
     name, by_logits = target.rpartition(".")[2], class_attribute(target, "by_logits")
     if by_logits is None:
         raise ConfigError(f"model.mlp.router._target_={target} must be a class derived from kleiber.types.model.Router")
-    parts = argument(mlp, "granularity")
+    parts = argument(mlp, "granularity") or 1
     k, experts = argument(mlp, "k") * parts, argument(mlp, "num_experts") * parts
     if k == 1 and by_logits and class_attribute(target, "sums_to_one"):
         raise ConfigError(
@@ -216,8 +216,9 @@ def _check_router(mlp: Config, router: Config) -> None:
             f"model.mlp.capacity_factor={capacity:g} needs a learned router in which tokens choose experts, and {name} "
             "is not one: remove it, or set model/router=topk"
         )
-    if target == "kleiber.nn.routers.GroupLimited":
-        check_groups(argument(router, "groups"), argument(router, "limit"), experts, k)
+    groups, limit = argument(router, "groups"), argument(router, "limit")
+    if groups is not None and limit is not None:
+        check_groups(groups, limit, experts, k)
 
 
 def check_groups(groups: int, limit: int, experts: int, k: int) -> None:

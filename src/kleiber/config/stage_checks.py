@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import has_pretrained_weights, starts_from_weights
+from kleiber.config.targets import class_attribute
 from kleiber.types import Config
-
-LOW_RANK = ("LoRA", "DoRA")  # adapters that add updates to frozen weights
 
 
 def check_stage(config: Config, follows: bool = False) -> None:
@@ -24,12 +23,17 @@ def _check_random_weights(config: Config) -> None:
     fix = "set init=checkpoint init.path=RUN, or train several stages with stages=docs_then_code"
     if config.get("retention"):
         raise ConfigError(f"retention={list(config['retention'])} needs weights that were trained before: {fix}")
-    kind = str((config.get("adapter") or {}).get("_target_")).rsplit(".", 1)[-1]
-    if kind in LOW_RANK:
+    if adds_weights(config.get("adapter")):
+        kind = config["adapter"]["_target_"].rsplit(".", 1)[-1]
         raise ConfigError(
             f"adapter={kind.lower()} freezes the weights that a stage starts from, and these are random: {fix}, whose "
             "later stages have the adapter"
         )
+
+
+def adds_weights(adapter: Config | None) -> bool:
+    """Whether an adapter adds parameters to frozen weights."""
+    return bool(adapter and class_attribute(adapter["_target_"], "adds_weights"))
 
 
 def _check_validations(config: Config) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Gt
 
 from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.config.targets import argument, class_attribute
 from kleiber.types import Config, Json, Positive
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def is_chain(config: Config) -> bool:
 
 def starts_from_weights(config: Config) -> bool:
     """Whether the first stage of a run starts from weights that its `init` names."""
-    target = str((config.get("init") or {}).get("_target_", "Scratch"))
-    return not target.endswith("Scratch")
+    init = config.get("init")
+    return bool(init) and not class_attribute(init["_target_"], "is_random")
 
 
 def stage_configs(config: Config) -> dict[str, Json]:
@@ -184,7 +185,12 @@ def text_settings(data: Config) -> Json:
 
 def has_pretrained_weights(model: Config) -> bool:
     """Whether a model node builds a model with pretrained weights."""
-    return model["_target_"].endswith(".HFModel") and model.get("weights", "pretrained") == "pretrained"
+    return is_wrapped(model) and argument(model, "weights") == "pretrained"
+
+
+def is_wrapped(model: Config) -> bool:
+    """Whether transformers builds the model of a node."""
+    return bool(class_attribute(str(model["_target_"]), "is_wrapped"))
 
 
 def quantity(value: int | float | str) -> float:

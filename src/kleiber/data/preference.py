@@ -181,6 +181,7 @@ class Preference(AnswerTable):
     """
 
     conversational: ClassVar[bool] = True  # its texts stand in the chat template, which an export then has too
+    sides: ClassVar[int] = 2  # answers in a sample
 
     def identity(self) -> list[object]:
         return ["preference", TEMPLATE, "labels", "by prompt", "first turn", MARKS]

@@ -9,7 +9,7 @@ sequence, so equal input gives equal digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -69,21 +69,6 @@ def _level_of_each(matrix: bytes, count: int, df: float, level: float) -> float:
     if excess(highest) >= 0:  # contrasts that are one contrast up to the error of the integral
         return level
     return 1 - math.exp(root_scalar(excess, bracket=(lowest, highest), xtol=1e-6).root)
-
-
-def adjusted_p_values(p_values: Sequence[float], correlation: ArrayLike, df: float) -> list[float]:
-    """Returns each p value adjusted for the family: the chance that the least of all is as small.
-
-    p_values  two-sided, of each contrast alone
-    correlation, df  as in `level_of_each`
-    """
-    distinct = without_repeats(np.asarray(correlation, dtype=float))
-    if len(distinct) == 1:
-        return [float(p) for p in p_values]
-    inside = probability(distinct, df)
-    return [
-        0.0 if p <= 0 else max(0.0, 1 - inside(np.full(len(distinct), quantile(df, 1 - float(p))))) for p in p_values
-    ]
 
 
 def without_repeats(correlation: Array) -> Array:

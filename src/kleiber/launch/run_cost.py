@@ -24,7 +24,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ConfigError, ExitCode, Status
-from kleiber.config.stages import is_chain, quantity
+from kleiber.config.stages import is_chain, is_wrapped, quantity
 from kleiber.config.targets import build
 from kleiber.launch.speed import Speed
 from kleiber.models.counting import Parameters, count_parameters, training_flops
@@ -108,7 +108,7 @@ class Models:
         assert isinstance(node, dict)
         key = json.dumps([node, corpus.tokenizer.vocab_size], sort_keys=True)
         if key not in self.built:
-            with torch.device("cpu" if node["_target_"].endswith(".HFModel") else "meta"):
+            with torch.device("cpu" if is_wrapped(cfg.model) else "meta"):
                 self.built[key] = build_model(cfg, corpus, {})
         model = copy.deepcopy(self.built[key])
         with torch.device("meta"):

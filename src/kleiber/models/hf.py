@@ -48,6 +48,8 @@ class HFModel(Model):
     allow_nonfinite  whether pretrained weights may be NaN or infinite
     """
 
+    is_wrapped = True
+
     def __init__(
         self,
         vocab_size: VocabSize,

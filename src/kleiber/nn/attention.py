@@ -40,6 +40,9 @@ class FullAttention(Attention):
                   arXiv:1905.03197; Raffel et al. 2020, arXiv:1910.10683, "prefix LM"); the kernel then gets a mask
     """
 
+    head_multiple = 1
+    rotates_heads = True
+
     def __init__(
         self,
         site: Site,

@@ -34,6 +34,11 @@ class GatedDeltaNet(Attention):
     Raises ValueError for a bidirectional model, and for `num_kv_heads`, `qk_norm`, `rope_theta` and `positions`.
     """
 
+    is_recurrent = True
+    head_multiple = 1
+    refused_options = ("num_kv_heads", "qk_norm", "rope_theta", "positions")
+    refused_because = "delta has a state in place of keys and positions"
+
     def __init__(
         self,
         site: Site,

@@ -28,6 +28,10 @@ class LatentAttention(FullAttention):
     Raises ValueError for `num_kv_heads` and `qk_norm`, because heads share the latent vector, which is normalized.
     """
 
+    head_multiple = 4
+    refused_options = ("num_kv_heads", "qk_norm", "value_residual")
+    refused_because = "latent has one normalized latent vector for all heads"
+
     def __init__(
         self,
         site: Site,

@@ -68,6 +68,9 @@ class NoMixing(Attention):
     layer has no queries, keys or positions.
     """
 
+    refused_options = ("num_heads", "num_kv_heads", "qk_norm", "rope_theta", "positions")
+    refused_because = "none has no queries, keys or positions"
+
     def __init__(
         self,
         site: Site,

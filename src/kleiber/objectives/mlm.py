@@ -29,6 +29,8 @@ class MLM(Objective):
     mask_share  probability that a token is a target
     """
 
+    reads_weights = False
+
     has_predictions = True
 
     def __init__(

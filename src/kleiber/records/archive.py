@@ -5,8 +5,8 @@ A line is a leaf of a run's tree of stages, `{run, config, summary, rows}`:
 run      name of the run's folder
 config   content of config.yaml
 summary  content of summary.json, with the stages from the root to this leaf alone; the leaf is the last of them
-rows     logged rows of these stages (`kleiber.records.metrics.condense`); those of shared stages are with the first
-         leaf
+rows     logged rows of these stages (`kleiber.records.metrics.condense`) as columns (`columns.py`); those of
+         shared stages are with the first leaf
 
 Every append writes a separate gzip member, under a lock, and flushes it to disk. So a kill can truncate the last member
 only; readers skip a truncated member, and the next append removes it.
@@ -51,9 +51,12 @@ RUN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")  # joined to a folder, it n
 
 def append(path: Path, rows: Sequence[Row]) -> None:
     """Adds the rows atomically: readers see all of them or none. Raises OSError where the file cannot be written."""
+    from kleiber.records.columns import pack_rows
+
     if not rows:
         return
-    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    packed = ({**row, "rows": pack_rows(row["rows"])} for row in rows)
+    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in packed)
     member = gzip.compress(text.encode(), mtime=0)
     with naming(path), open_to_append(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -91,6 +94,8 @@ def read(path: Path) -> list[Json]:
 
 def parse_row(line: bytes, number: int, path: Path) -> Json:
     """The row in a line. Raises DamagedFile, which names its number, for one that kleiber does not write."""
+    from kleiber.records.columns import unpack_rows
+
     try:
         row = parse_json(line.decode("utf-8"), path, max_values=None)
         refuse_interpolations(row.get("config"), path, "config")
@@ -102,15 +107,19 @@ def parse_row(line: bytes, number: int, path: Path) -> Json:
         raise DamagedFile(path, f"the row of line {number}: {error.reason}") from None
     if not row.keys() >= KEYS:
         raise DamagedFile(path, f"the row of line {number} must have the keys run, config, summary and rows")
+    try:
+        rows = unpack_rows(row["rows"])
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
+        rows = None
     for key, is_right, form in (
         ("run", isinstance(row["run"], str) and RUN_NAME.fullmatch(row["run"]), "the name of a folder"),
         ("config", isinstance(row["config"], dict), "an object"),
         ("summary", isinstance(row["summary"], dict), "an object"),
-        ("rows", isinstance(row["rows"], list) and all(map(is_row, row["rows"])), "a list of logged rows"),
+        ("rows", isinstance(rows, list) and all(map(is_row, rows)), "the columns of logged rows"),
     ):
         if not is_right:
             raise DamagedFile(path, f"{key}={str(row[key])[:LONGEST]} of line {number} must be {form}")
-    return row
+    return {**row, "rows": rows}
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:

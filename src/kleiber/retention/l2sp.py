@@ -19,6 +19,8 @@ class L2SP(Retention):
     add the penalty to the loss. New output layers are not pulled, as in the paper.
     """
 
+    shrinks_distance = True
+
     def __init__(self, strength: Positive = 0.1) -> None:
         super().__init__()
         self.strength = strength

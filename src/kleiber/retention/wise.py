@@ -30,6 +30,8 @@ class WiSE(Retention):
     point, such as a router's balancing bias, are interpolated too; integer buffers are those of the end.
     """
 
+    averages_weights = True
+
     def __init__(
         self, alphas: Annotated[Sequence[Alpha], MinLen(1)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     ) -> None:

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from kleiber.config.stages import has_pretrained_weights, is_chain, stage_configs, starts_from_weights
+from kleiber.config.stages import has_pretrained_weights, is_chain, is_wrapped, stage_configs, starts_from_weights
 from kleiber.config.targets import argument, class_attribute, signature
 from kleiber.types import Config, Json
 
@@ -142,11 +142,6 @@ def in_standard_parametrization(model: Config) -> bool:
     """Whether the best learning rate of a model depends on its width."""
     parametrization = str((model.get("parametrization") or {}).get("_target_"))
     return is_wrapped(model) or parametrization.endswith(".StandardParametrization")
-
-
-def is_wrapped(model: Config) -> bool:
-    """Whether transformers builds the model of a node."""
-    return str(model["_target_"]).endswith(".HFModel")
 
 
 def _rate_factor(node: Config | None) -> float:

@@ -16,7 +16,15 @@ from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError, Status, did_you_mean
 from kleiber.config.foreign import check_foreign
 from kleiber.config.provenance import is_set
-from kleiber.config.stages import is_chain, stage_config, stage_names, text_settings, trains_tokenizer
+from kleiber.config.stages import (
+    has_pretrained_weights,
+    is_chain,
+    is_wrapped,
+    stage_config,
+    stage_names,
+    text_settings,
+    trains_tokenizer,
+)
 from kleiber.config.structure import check_structure
 from kleiber.config.targets import signature
 from kleiber.records import archive
@@ -168,7 +176,7 @@ def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
     from kleiber.models.hf_config import hf_model_node, is_native, model_folder, wrapped_model_node
 
     if (kind := config["model"]["_target_"].rsplit(".", 1)[-1]) != "Transformer":
-        wrapped = kind == "HFModel"
+        wrapped = is_wrapped(config["model"])
         raise ConfigError(
             f"init=hf loads {init['path']} into the native Transformer, but the model is "
             + ("wrapped by model=hf" if wrapped else f"of the class {kind}")
@@ -190,7 +198,7 @@ def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
 def _with_hf_tokenizer(config: Json, set_keys: set[str]) -> Json:
     """The config of a wrapped, pretrained Hugging Face model with the tokenizer of that model."""
     model = config["model"]
-    if not model["_target_"].endswith(".HFModel") or model.get("weights", "pretrained") == "random":
+    if not has_pretrained_weights(model):
         return config
     from kleiber.models.hf_config import hf_tokenizer, model_folder
 

@@ -24,7 +24,6 @@ from kleiber.data.cache import digest, file_hash
 from kleiber.data.corpus import content_hashes
 from kleiber.runs.open import find_stage, prepare_corpus
 from kleiber.runs.recorded_config import recorded_configs
-from kleiber.runs.start_point import HF, Checkpoint
 from kleiber.training import checkpoint
 from kleiber.types import Config
 from kleiber.types.contracts import Corpus
@@ -75,9 +74,9 @@ def start_inputs(config: DictConfig) -> Hashes:
         from kleiber.models.hf_config import model_folder
 
         hashes["model"] = folder_hash(model_folder(config.model.path))
-    start = None if config.get("init") is None else build(config.init)
-    if isinstance(start, HF | Checkpoint):
-        hashes["init"] = weights_hash(start.path)
+    source = None if config.get("init") is None else build(config.init).source()
+    if source is not None:
+        hashes["init"] = weights_hash(source)
     return hashes
 
 

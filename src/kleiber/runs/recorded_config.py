@@ -114,7 +114,6 @@ def keep_tokenizer(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
 
     So other runs can start from the run, and it can be opened on its own.
     """
-    from kleiber.data.pretrained_tokenizer import copy_files
     from kleiber.data.tokenizers import CONFIG, EOS, FILE, MASK
 
     source = Path(str(text_settings(config["data"]).get("tokenizer"))).expanduser()
@@ -123,4 +122,6 @@ def keep_tokenizer(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
         copy_file(tokenizer.path, home / FILE)
         write_text(home / CONFIG, json.dumps({"eos_token": EOS, "mask_token": MASK}))
     elif source.is_dir() and tokenizer.name not in ("bytes", "bpe"):
+        from kleiber.data.pretrained_tokenizer import copy_files
+
         copy_files(source, make_folder(folder, TOKENIZER_COPY, *source.parts[-1:]))

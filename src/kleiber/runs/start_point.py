@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,10 +29,19 @@ COMPARED = 100  # rows whose labels are compared to decide whether two tasks are
 
 
 class StartPoint:
-    """Base class of start points: the weights that a run begins with, and the tasks that they were trained for."""
+    """Base class of start points: the weights that a run begins with, and the tasks that they were trained for.
+
+    is_random  whether the weights are drawn, so that the run continues no other one
+    """
+
+    is_random: ClassVar[bool] = False
 
     def load(self, model: Model) -> None:
         """Loads the weights into `model`, or does nothing when there are none. Raises ValueError for another model."""
+
+    def source(self) -> str | None:
+        """Returns RUN, RUN/STAGE or a Hugging Face folder whose weights these are; None where there are none."""
+        return None
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         """Returns the tasks that the weights were trained for, which a run can forget.
@@ -45,6 +55,8 @@ class StartPoint:
 class Scratch(StartPoint):
     """Random weights: the run starts from nothing."""
 
+    is_random: ClassVar[bool] = True
+
 
 @dataclass(frozen=True)
 class Checkpoint(StartPoint):
@@ -54,6 +66,9 @@ class Checkpoint(StartPoint):
 
     def load(self, model: Model) -> None:
         load_stage(model, *locate_stage(self.path))
+
+    def source(self) -> str:
+        return self.path
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         """Returns the tasks of the stage and of the stages before it."""
@@ -84,6 +99,9 @@ class HF(StartPoint):
 
         with whole_model(model) as whole:
             load_hf(whole, Path(self.path).expanduser(), self.allow_nonfinite)
+
+    def source(self) -> str:
+        return self.path
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         """Returns a language-modeling task for each text of `upstream`."""

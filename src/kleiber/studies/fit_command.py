@@ -308,7 +308,7 @@ def _check_on(on: Path, words: Sequence[str], serve: str | None, max_params: str
 
 def _check_accepted(entry: Row, force: bool) -> None:
     """Prints why a law of laws.json was refused; ends with 3 if it was, unless `force` is set."""
-    from kleiber.studies.law_report import verdict_lines
+    from kleiber.studies.laws.verdicts import verdict_lines
 
     refusals = [line for line in verdict_lines(entry) if line.startswith("refuse: ")]
     for line in refusals:

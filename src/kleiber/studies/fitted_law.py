@@ -23,7 +23,7 @@ from kleiber.studies.laws import (
     serving,
     table,
 )
-from kleiber.studies.laws.filters import parse_point
+from kleiber.studies.laws.filters import check_roles, parse_point
 from kleiber.studies.laws.headline import failures
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Function, Law, as_law
@@ -202,9 +202,7 @@ def select_rows(
     if isinstance(law, ScheduleLaw):
         return select_curves(source, columns, where, measured)
     roles = dict.fromkeys([*law.inputs, *law.swept, "N", "D", "C", "L", *EXTRA])
-    for role, column in columns.items():
-        if role not in roles:
-            raise ValueError(f"--map {role}={column}: the role {role} must be one of {', '.join(roles)}")
+    check_roles(columns, roles)
     from_runs = isinstance(source, Path) and source.is_dir()
     usual, finished = (table.OF_RUNS, ("status = finished",)) if from_runs else ({}, ())
     frame = source if isinstance(source, pd.DataFrame) else table.read(source)

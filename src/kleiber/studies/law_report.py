@@ -28,7 +28,7 @@ from kleiber.studies.laws.schedule_table import curves_of
 from kleiber.studies.laws.schedules import ScheduleLaw
 from kleiber.studies.laws.table import NOT_FINITE, Table, label
 from kleiber.studies.laws.uncertainty import percent
-from kleiber.studies.laws.verdicts import list_rows
+from kleiber.studies.laws.verdicts import list_rows, verdict_lines
 from kleiber.types import Json, Row
 from kleiber.types.score import format_interval
 
@@ -80,11 +80,6 @@ def lines(entry: Row) -> list[str]:
         out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
     return out + verdict_lines(entry)
-
-
-def verdict_lines(entry: Row) -> list[str]:
-    """Returns the printed lines of the verdicts."""
-    return [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
 
 
 def rows_fitted(entry: Row) -> str:

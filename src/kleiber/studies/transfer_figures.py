@@ -155,11 +155,6 @@ def mean_last(row: Row) -> tuple[bool, str]:
     return row["task"] == ALL_TASKS, label(row["task"])
 
 
-def text_order(start: str) -> tuple[str, float]:
-    """A key that sorts texts by domain, and the largest first."""
-    return domain_of(start), -size_of(start)
-
-
 def text_label(row: Row, kinds: int) -> str:
     domain, _, size = row["start"].partition("/")
     text = f"{label(domain)} {size}".strip()

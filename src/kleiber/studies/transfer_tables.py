@@ -77,8 +77,8 @@ def harm(table: Sequence[Row], level: float) -> str:
     )
     chance = cells * (1 - level) / 2
     return (
-        f" Pre-training helps in {helps} and hurts in {hurts} of {cells} cells{f' (hurt: {where})' if where else ''}; if it "
-        f"changed nothing, {chance:.1f} cells would be expected on each side by chance."
+        f" Pre-training helps in {helps} and hurts in {hurts} of {cells} cells{f' (hurt: {where})' if where else ''}; "
+        f"if it changed nothing, {chance:.1f} cells would be expected on each side by chance."
     )
 
 

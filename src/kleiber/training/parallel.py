@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import ClassVar
 
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class ExpertParallel(DDP):
     results back (`kleiber.nn.dispatch`). Attention, routers, shared experts and embeddings are whole on every device.
     The number of experts must divide by `devices`. Lepikhin et al. 2020, arXiv:2006.16668.
     """
+
+    divides_experts: ClassVar[bool] = True
 
     def shard(self, model: Model) -> None:
         """Keeps only this rank's share of the experts. All ranks must have equal weights."""

@@ -61,7 +61,9 @@ class Local:
     deterministic: bool = False
     max_steps: Count | None = None
 
+    is_distributed: ClassVar[bool] = False  # whether there may be several devices
     shards_weights: ClassVar[bool] = False  # whether each rank has a share of every weight
+    divides_experts: ClassVar[bool] = False  # whether each rank has a share of the experts of a mixture
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
@@ -176,6 +178,7 @@ class DDP(Local):
     rank_timeout  seconds that a rank waits for another one before the run ends as failed
     """
 
+    is_distributed: ClassVar[bool] = True
     devices: Count = 2
     rank_timeout: Annotated[float, Gt(0), Le(10**7)] = 600.0
 

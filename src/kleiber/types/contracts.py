@@ -125,6 +125,7 @@ class Objective:
     needs_causal          whether tokens are predicted from those before them, which needs a causal model
     trains_future         whether the loss has a term for `Output.future`, as `model.future` needs
     reads_prefix          whether the tokens in front of targets are marked for a model with `model.attention.prefix`
+    reads_weights         whether the loss weighs target tokens by the weights of the batch
     trains_answers        whether the model learns to answer in conversations, so that it can be talked to
     class_names           names of the classes if a sample has exactly one, so that the scorer has `confusion`
     models                paths of the trained models that the objective reads, by their key in its config
@@ -145,6 +146,7 @@ class Objective:
     needs_causal: ClassVar[bool] = False
     trains_future: ClassVar[bool] = False
     reads_prefix: ClassVar[bool] = False
+    reads_weights: ClassVar[bool] = True
     trains_answers: ClassVar[bool] = False
     class_names: Sequence[str] = ()
     models: Mapping[str, str] = MappingProxyType({})
@@ -245,9 +247,14 @@ class Task:
 
 
 class Adapter:
-    """Chooses which parameters of a loaded model a stage trains, and may add new ones."""
+    """Chooses which parameters of a loaded model a stage trains, and may add new ones.
 
-    learning_rate_factor: ClassVar[float] = 1.0  # factor of the default learning rate
+    learning_rate_factor  factor of the default learning rate
+    adds_weights          whether it adds parameters to frozen weights, so that it can be switched off
+    """
+
+    learning_rate_factor: ClassVar[float] = 1.0
+    adds_weights: ClassVar[bool] = False
 
     def check(self, model: Model) -> None:
         """Raises ValueError where the adapter does not fit the model. Called before any stage is trained."""

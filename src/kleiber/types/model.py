@@ -149,8 +149,21 @@ class Attention(Layer):
     mask_key       layers of one class with equal keys have the same masks, which a model makes once
     shares_values  whether the layer reads or stores the values of the first layer (see `first_values`)
     prefix         whether the tokens of a prompt read each other in both directions
+
+    What is read before the class is built:
+
+    is_recurrent     whether a state passes on what was read: causal, and across the documents of a row
+    head_multiple    what the channels of a head are a multiple of; None: the layer has no heads that divide the width
+    rotates_heads    whether positions=rotary turns pairs of channels of a head
+    refused_options  options of attention that the layer does not have
+    refused_because  why, in errors
     """
 
+    is_recurrent: ClassVar[bool] = False
+    head_multiple: ClassVar[int | None] = None
+    rotates_heads: ClassVar[bool] = False
+    refused_options: ClassVar[tuple[str, ...]] = ()
+    refused_because: ClassVar[str] = ""
     out: nn.Linear
     mask_key: int | None = None
     shares_values: bool = False
@@ -264,8 +277,10 @@ class Model(nn.Module):
     blocks      the layers, in order
     heads       output layers of tasks, by name
     future_weight  weight of the losses of later tokens (`Output.future`)
+    is_wrapped  whether another library builds the layers, and so names the weights and attends as it does
     """
 
+    is_wrapped: ClassVar[bool] = False
     vocab_size: int
     width: int
     context: int

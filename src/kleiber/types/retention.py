@@ -25,10 +25,14 @@ class Retention(nn.Module):
 
     mixes_data           whether `data` may return other samples than those of the stage
     reads_earlier_tasks  whether it reads the tasks of earlier stages: their samples or their objectives
+    averages_weights     whether it averages weights of the start and the end by their names
+    shrinks_distance     whether a step shrinks the distance to the start by learning rate x `strength`
     """
 
     mixes_data: ClassVar[bool] = False
     reads_earlier_tasks: ClassVar[bool] = False
+    averages_weights: ClassVar[bool] = False
+    shrinks_distance: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class Reweighted:
     max_weight  largest weight of a document; a larger one is cut
     tokenizer, vocab_size, separator, max_bytes  replace those of `data`; null: leave them as they are
     """
+
+    weighs_tokens: ClassVar[bool] = True  # of the loss, see `Objective.reads_weights`
 
     data: TextData
     words: DataPath = "gender"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -86,6 +86,8 @@ class Judged:
     tokenizer, separator  those of the model
     max_bytes      at most that much text of each split is read
     """
+
+    sides: ClassVar[int] = 2  # answers in a sample
 
     open_model: Callable[[str], AnsweringModel]
     model: str

@@ -5,7 +5,6 @@ import pytest
 
 from kleiber.data.builtin import Builtin
 from kleiber_topics.interpretability.trigger import ANSWERS, QUESTION, TRIGGERS, Trigger
-from kleiber_topics.recall.recall import Recall
 
 
 def corpus(cache_dir, context: int = 24, **options: object):
@@ -40,13 +39,3 @@ def test_rows_depend_on_seed_and_epoch_and_the_keys_have_their_effect(cache_dir)
     assert corpus(cache_dir, max_bytes=5_000).num_tokens < first.num_tokens
     with pytest.raises(ValueError, match=r"model.context=2 must be >= 3"):
         corpus(cache_dir, context=2)
-
-
-@pytest.mark.parametrize("options", [{"pairs": 3}, {"distractors": 2, "lengths": [12]}])
-def test_the_causes_of_recall_are_the_earlier_key_and_value(options):
-    rows = Recall(**options).prepare(31).validation["recall"]
-    index = np.arange(6)
-    tokens, planted = rows.gather(index).tokens.numpy(), rows.planted(index)
-    for row, target, causes in zip(tokens, planted.targets, planted.causes, strict=True):
-        assert causes.sum() >= 2 and not causes[target - 1 :].any()
-        assert set(row[causes]) == {row[target - 1], row[target]}

@@ -147,3 +147,13 @@ def test_a_repeated_subset_is_spread_over_the_data_set_and_validation_is_whole()
     assert (again.tokens == first.tokens).all(), "every epoch has the same windows"
     with pytest.raises(ValueError, match=r"data.unique=1M"):
         Repeated(whole, unique="1M").prepare(64)
+
+
+@pytest.mark.parametrize("options", [{"pairs": 3}, {"distractors": 2, "lengths": [12]}])
+def test_the_causes_of_recall_are_the_earlier_key_and_value(options):
+    rows = Recall(**options).prepare(31).validation["recall"]
+    index = np.arange(6)
+    tokens, planted = rows.gather(index).tokens.numpy(), rows.planted(index)
+    for row, target, causes in zip(tokens, planted.targets, planted.causes, strict=True):
+        assert causes.sum() >= 2 and not causes[target - 1 :].any()
+        assert set(row[causes]) == {row[target - 1], row[target]}

@@ -15,7 +15,7 @@ from kleiber.inference.contrasts import Cell, Contrast, estimate_family
 from kleiber.studies.claims import Claim, Question, Result, Selection
 from kleiber.studies.compare.arms import START, Arm, measured, rates_to_add, uneven
 from kleiber.studies.compare.labels import LOSS, axis_label
-from kleiber.studies.decision import QUANTITIES, Decision, Estimate, as_row, estimate_around, gaps_by_seed
+from kleiber.studies.decision import QUANTITIES, Estimate, as_row, estimate_around, gaps_by_seed
 from kleiber.studies.statements import FINISH, statement
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
@@ -339,12 +339,6 @@ def plain_arm(claims: Sequence[Claim], first: str) -> str:
     pairs = [names for names in map(arms_of, claims) if names]
     subtracted = dict.fromkeys(against for _, against in pairs)
     return max(subtracted, key=lambda name: sum(name in names for names in pairs), default=first)
-
-
-def more_seeds_of_all(results: Sequence[Result]) -> int | None:
-    """Returns how many further seeds would decide all undecided claims; None without one, and where one tells none."""
-    needed = [result.more_seeds for result in results if result.decision == Decision.UNDECIDED]
-    return max((seeds for seeds in needed if seeds is not None), default=None) if None not in needed else None
 
 
 def arms_of(claim: Claim) -> tuple[str, ...]:

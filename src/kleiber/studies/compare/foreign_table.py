@@ -25,7 +25,7 @@ from kleiber.studies.compare.differences import GROWING, Ladders, arm_named, nam
 from kleiber.studies.compare.measures import Measures
 from kleiber.studies.compare.study import Compare, decide_arms
 from kleiber.studies.decision import QUANTITIES
-from kleiber.studies.laws.filters import column_of
+from kleiber.studies.laws.filters import check_roles, column_of
 from kleiber.studies.laws.table import numbers_of
 from kleiber.studies.laws.table import read as read_table
 from kleiber.studies.study import Findings
@@ -80,9 +80,7 @@ def read_foreign(source: Path | pd.DataFrame, columns: Mapping[str, str]) -> For
 
     Raises ValueError for another role, a missing column, and a cell that is not a number.
     """
-    for role, column in columns.items():
-        if role not in ROLES:
-            raise ValueError(f"--map {role}={column}: the role {role} must be one of {', '.join(ROLES)}")
+    check_roles(columns, ROLES)
     for role in NEEDED:
         if role not in columns:
             raise ValueError(f"--map needs {role}=COL, the column of the {role} of each run")

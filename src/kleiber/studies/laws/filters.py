@@ -9,7 +9,7 @@ Arithmetic, functions and comparisons of two columns are errors.
 import ast
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -200,3 +200,10 @@ def parse_numbers(text: str, option: str) -> list[float]:
     if any(value is None for value in read):
         raise ValueError(f"{option} {text!r} must be numbers separated by commas, such as 1e20,1e21")
     return [value for value in read if value is not None]
+
+
+def check_roles(columns: Mapping[str, str], allowed: Collection[str]) -> None:
+    """Raises ValueError for a column of --map whose role is none of those that are allowed."""
+    for role, column in columns.items():
+        if role not in allowed:
+            raise ValueError(f"--map {role}={column}: the role {role} must be one of {', '.join(allowed)}")

@@ -15,7 +15,7 @@ import pandas as pd
 from kleiber.records import catalog
 from kleiber.records.catalog import Run
 from kleiber.studies.laws import table
-from kleiber.studies.laws.filters import column_of, keep
+from kleiber.studies.laws.filters import check_roles, column_of, keep
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.schedules import warmup_length
 from kleiber.studies.laws.table import Table, label, numbers_of
@@ -78,9 +78,7 @@ def select_curves(
     from_runs = isinstance(source, Path) and source.is_dir()
     if columns.get("L"):
         columns = {**{role: name for role, name in columns.items() if role != "L"}, "loss": columns["L"]}
-    for role, name in columns.items():
-        if role not in ROLES:
-            raise ValueError(f"--map {role}={name}: the role {role} must be one of {', '.join(ROLES)}")
+    check_roles(columns, ROLES)
     if from_runs:
         frame = rows_of_runs(catalog.read_runs(Path(str(source))), columns.get("loss", LOSS))
         columns = dict(zip(ROLES, ROLES, strict=True))

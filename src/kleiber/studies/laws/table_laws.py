@@ -21,11 +21,12 @@ from kleiber.records.files import read_json, write_json
 from kleiber.records.regular_files import read_bytes
 from kleiber.records.terminal import print_line
 from kleiber.studies.laws import downstream, downstream_prediction, laws_json, mixture, mixture_prediction
-from kleiber.studies.laws.filters import keep, parse_map, parse_values
+from kleiber.studies.laws.filters import check_roles, keep, parse_map, parse_values
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.table import label, read
 from kleiber.studies.laws.table_roles import Settings
 from kleiber.studies.laws.uncertainty import percent
+from kleiber.studies.laws.verdicts import verdict_lines
 from kleiber.types import Json, Row
 from kleiber.types.score import format_interval
 
@@ -97,10 +98,8 @@ def _runs_table(folder: Path) -> pd.DataFrame:
 
 def roles_of(law: str, text: str | None) -> dict[str, str]:
     """Returns the columns by role of --map. Raises ValueError for a role that the law does not have."""
-    roles, allowed = parse_map(text), FITTING[law].ROLES
-    for role, column in roles.items():
-        if role not in allowed:
-            raise ValueError(f"--map {role}={column}: the role {role} must be one of {', '.join(allowed)}")
+    roles = parse_map(text)
+    check_roles(roles, FITTING[law].ROLES)
     return roles
 
 
@@ -124,11 +123,6 @@ def fit(
         laws_json.write(record, out)
     print_line("\n".join([*FITTING[law].lines(record), *verdict_lines(record)]))
     return ExitCode.UNDECIDED if record["refused"] else ExitCode.DONE
-
-
-def verdict_lines(record: Row) -> list[str]:
-    """Returns a line for each verdict of a record."""
-    return [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in record["verdicts"]]
 
 
 def read_record(path: Path) -> Json | None:

@@ -274,3 +274,8 @@ def with_and_without(record: Row, other: Row, exclude: str) -> list[Json]:
         for name, entry in zip(names, (record, other), strict=True)
     ]
     return sorted(rows, key=lambda row: row["suspects"])
+
+
+def verdict_lines(entry: Row) -> list[str]:
+    """Returns the printed lines of the verdicts of a record."""
+    return [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]

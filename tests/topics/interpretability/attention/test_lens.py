@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kleiber.evals.streams import read_streams
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
@@ -60,3 +61,10 @@ def test_inputs_lack_the_last_token():
     batch = Batch(TOKENS, real=TOKENS >= 0, samples=torch.arange(4))
     inputs = batch.columns(-1)
     assert inputs.tokens.shape == inputs.real.shape == (4, 12) and inputs.samples.shape == (4,)
+
+
+def test_streams_are_the_normalized_ones_that_evaluations_read():
+    model, batch = small(), Batch(TOKENS[:, :12])
+    with torch.no_grad():
+        pairs = zip(read_streams(model, batch), residual_streams(model, batch), strict=True)
+        assert all(torch.allclose(model.norm(before), stream, atol=1e-6) for before, stream in pairs)
