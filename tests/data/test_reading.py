@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kleiber.data.corpus import Reading
 from kleiber.data.location import Location
 from kleiber.data.reading import join_readings, read_from
+from kleiber.data.sources import Reading
 
 SPLIT = {"files": 2, "bytes": 1200, "texts": 1, "names": []}
 

@@ -20,7 +20,6 @@ LONG += ["model.width=32", "model.context=32", "eval.every_steps=0", "eval.token
         ("ddp", "0", signal.SIGKILL),
         ("ddp", "1", signal.SIGSEGV),
         ("fsdp", "1", signal.SIGKILL),
-        ("tensor", "1", signal.SIGKILL),
         ("expert", "0", signal.SIGKILL),
     ],
 )

@@ -20,6 +20,9 @@ def test_a_forecast_is_found_by_the_hash_of_its_run(tmp_path, name):
     assert forecast.contains(1.9) and forecast.contains(2.1) and not forecast.contains(2.2)
     assert forecast.precedes("2026-01-01T00:00:01+00:00") and not forecast.precedes("2025-12-31T23:59:59+00:00")
     assert find_forecast("ffffffff", [tmp_path]) is None
+    (tmp_path / name).write_text(json.dumps({**FORECAST, "written": "2026-01-01T00:00:00.7+00:00"}))
+    within = find_forecast("0123abcdef", [tmp_path])
+    assert within is not None and within.precedes("2026-01-01T00:00:00+00:00"), "a start is recorded to the second"
 
 
 @pytest.mark.parametrize(

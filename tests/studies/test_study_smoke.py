@@ -214,7 +214,8 @@ def start(name, root):
     if any("{dense}" in text for text in overrides):
         overrides = [text.replace("{dense}", str(trained_base(root))) for text in overrides]
     words = [f"study={name}", *SMOKE, *SMALL, *overrides, f"root={root}"]
-    if "max_bytes" in Composer().compose(words)["data"]:
+    data = [word for word in overrides if word.startswith("data=")]
+    if "max_bytes" in Composer().compose([f"study={name}", *data])["data"]:
         words.append(LITTLE_TEXT)
     code = main(words)
     assert code == CODES[json.loads((root / name / "findings.json").read_text())["decision"]]

@@ -96,7 +96,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize(("begin", "trainer"), [(with_torchrun, "ddp"), (with_torchrun, "fsdp"), (with_srun, "ddp")])
 def test_two_nodes_of_two_ranks_give_the_losses_of_one_process(launch, cache_dir, tmp_path, begin, trainer):
     alone = launch(*OPTIONS, *ALONE, root="alone")
-    printed = finish(begin([*TINY, *OPTIONS, f"trainer={trainer}", f"root={tmp_path / 'nodes'}"]))
+    printed = finish(begin([*TINY, f"trainer={trainer}", *OPTIONS, f"root={tmp_path / 'nodes'}"]))
     assert printed.count(": finished") == 1 and "arning:" not in printed, printed
     (folder,) = (tmp_path / "nodes").glob("*/*")
     assert json.loads((folder / "summary.json").read_text())["machine"]["world_size"] == 4
@@ -113,7 +113,7 @@ def test_a_run_of_one_process_goes_on_with_four_ranks_on_two_nodes(launch, inter
     alone = launch(*OPTIONS, *ALONE, root="alone")
     with interrupted(4):
         launch(*OPTIONS, *ALONE, root="moved", code=130)
-    assert "resuming at step" in finish(with_torchrun([*TINY, *OPTIONS, "trainer=ddp", f"root={tmp_path / 'moved'}"]))
+    assert "resuming at step" in finish(with_torchrun([*TINY, "trainer=ddp", *OPTIONS, f"root={tmp_path / 'moved'}"]))
     (folder,) = (tmp_path / "moved").glob("*/*")
     for row, other in zip(losses(alone), losses(folder), strict=True):
         assert other == pytest.approx(row, abs=1e-9)

@@ -47,8 +47,7 @@ def estimates(
     symlog        draws large values closer to 0, where one line would leave no room to the others
     by_effect     sorts the lines by their least value
 
-    Panels with nearly the same lines name them once, to the left. Two panels of lines with long names, any
-    number of different lines, and lines with very long names stand one below the other.
+    Panels with nearly the same lines name them once. Those of long names stand one below the other.
     """
     shown = _table(rows, zero)
     kinds = [name for name in BOUNDS if name in set(shown["bound"])]
@@ -76,19 +75,26 @@ def estimates(
         base = base.encode(yOffset=alt.YOffset("series:N", sort=order)) if dodge else base
         hints = [*(alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")), *tips]
         dots = _dots(base if shape is None else base.encode(shape=shape), part, color, 60 if dodge else 50)
-        layers = [dots.encode(x=x, tooltip=["name:N", "series:N", *hints])]
-        if np.isfinite(part["other"]).any():
-            second = base.mark_point(**{"opacity": 1, **other})
-            layers.append(second.encode(x=over(x, "other"), color=alt.value(other["color"])))
-        if np.isfinite(part["lo"]).any():
-            layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=over(x, "lo"), x2="hi:Q"))
-        if np.isfinite(part["reference"].to_numpy(dtype=float)).any():
-            layers.insert(0, reference_line(x, float(part["reference"].iloc[0])))
+        dots = dots.encode(x=x, tooltip=["name:N", "series:N", *hints])
+        layers = _with_intervals(dots, base, part, x, other)
         size = {"width": width, "height": step * len(names) + 10}
         panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
     bent = "the axis is logarithmic away from 0" if symlog else ""
     notes = "; ".join(filter(None, (subtitle, bent, *(BOUNDS[name][1] for name in kinds))))
     return in_rows(panels, title, notes, columns)
+
+
+def _with_intervals(dots: Chart, base: Chart, part: pd.DataFrame, x: Chart, other: Mapping[str, object]) -> list:
+    """Returns the dots of a panel with their intervals below them, its dashed line, and the second values above."""
+    layers = [dots]
+    if np.isfinite(part["other"]).any():
+        second = base.mark_point(**{"opacity": 1, **other})
+        layers.append(second.encode(x=over(x, "other"), color=alt.value(other["color"])))
+    if np.isfinite(part["lo"]).any():
+        layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=over(x, "lo"), x2="hi:Q"))
+    if np.isfinite(part["reference"].to_numpy(dtype=float)).any():
+        layers.insert(0, reference_line(x, float(part["reference"].iloc[0])))
+    return layers
 
 
 def _lines_of(shown: pd.DataFrame, sort: Sequence[str], by_effect: bool) -> tuple[list[str], bool]:

@@ -226,10 +226,10 @@ def title_above(title: str, subtitle: str) -> alt.TitleParams | str:
     """Returns a title with a subtitle, if there is one; both are cut into lines, a subtitle at its semicolons."""
     lines: list[str] = []
     for part in filter(str.strip, subtitle.split("; ")):
-        first, *more = textwrap.wrap(part, LINE)
+        first, *rest = textwrap.wrap(part, LINE)
         if lines and len(lines[-1]) + len(first) + 2 <= LINE:
             first = f"{lines.pop()}; {first}"
-        lines += [first, *more]
+        lines += [first, *rest]
     text = title if len(title) <= TITLE_LINE else textwrap.wrap(title, TITLE_LINE) or ""
     if not lines:
         return alt.TitleParams(text) if isinstance(text, list) else text

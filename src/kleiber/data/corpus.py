@@ -17,7 +17,7 @@ from jaxtyping import Integer
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import cache_root, digest
-from kleiber.data.sources import Source
+from kleiber.data.sources import NOTHING_READ, Reading, Source
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers import Bytes, train_bpe
 from kleiber.records.arrays import write_array
@@ -28,23 +28,6 @@ from kleiber.types.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 DEFAULT_VOCABULARY = 4096  # entries of a trained tokenizer
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What was read of the files of a corpus.
-
-    files     for each data set, which files were read and which were left out
-    overlap   for each data set, how many validation documents are training documents
-    warnings  what may make a result misleading, each with the key to change
-    """
-
-    files: tuple[str, ...] = ()
-    overlap: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-NOTHING_READ = Reading()
 
 
 @dataclass

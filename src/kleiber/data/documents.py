@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 from kleiber.data.builtin import Builtin
 from kleiber.data.cache import cache_root
-from kleiber.data.corpus import NOTHING_READ, Reading
 from kleiber.data.listing import all_left_out
 from kleiber.data.location import Splits, locate
 from kleiber.data.named import find_named, names
 from kleiber.data.reading import read_from
-from kleiber.data.sources import Document, limit_bytes
+from kleiber.data.sources import NOTHING_READ, Document, Reading, limit_bytes
 from kleiber.data.texts import open_rows
 from kleiber.types import Json
 

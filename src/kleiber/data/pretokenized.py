@@ -25,10 +25,11 @@ from jaxtyping import Int, Integer
 
 from kleiber.config.stages import Quantity
 from kleiber.data.cache import cache_root, digest
-from kleiber.data.corpus import Reading, TextCorpus, choose_tokenizer, parse_bytes
+from kleiber.data.corpus import TextCorpus, choose_tokenizer, parse_bytes
 from kleiber.data.folders import LeftOut, list_names
 from kleiber.data.listing import Listing, describe_files
 from kleiber.data.location import Location, locate
+from kleiber.data.sources import Reading
 from kleiber.data.token_files import (
     AT_ONCE,
     Shards,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kleiber.data.corpus import Reading
 from kleiber.data.listing import WITHOUT, describe_files
 from kleiber.data.location import Location
 from kleiber.data.overlap import describe_overlap, overlap_warning
+from kleiber.data.sources import Reading
 from kleiber.types import Json
 
 

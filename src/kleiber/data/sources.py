@@ -148,3 +148,20 @@ def text_blocks(documents: Mapping[str, Iterable[Document]]) -> Iterator[TextBlo
                     texts, characters = [], 0
         if texts:
             yield TextBlock(split, texts)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of the files of a corpus.
+
+    files     for each data set, which files were read and which were left out
+    overlap   for each data set, how many validation documents are training documents
+    warnings  what may make a result misleading, each with the key to change
+    """
+
+    files: tuple[str, ...] = ()
+    overlap: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+NOTHING_READ = Reading()

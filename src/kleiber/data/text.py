@@ -21,13 +21,14 @@ import numpy as np
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.cache import FORMAT, cached_folder
-from kleiber.data.corpus import Reading, TextCorpus, parse_bytes, prepare
+from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
 from kleiber.data.location import Location, Splits, locate, report_copy
 from kleiber.data.overlap import Hashes, count_shared, hash_documents
 from kleiber.data.reading import join_readings, read_from
 from kleiber.data.sources import (
     Block,
     Document,
+    Reading,
     RereadableDocument,
     Source,
     SourceText,

@@ -23,6 +23,7 @@ MODULES = (
     "rich.table",
     "kleiber.data.corpus",
     "kleiber.data.builtin",
+    "kleiber.data.text",
     "kleiber.data.tokenizers",
     "kleiber.launch.local_pool",
     "kleiber.launch.main",

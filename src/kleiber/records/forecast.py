@@ -46,8 +46,8 @@ class Forecast(BaseModel):
     predicted: Predicted
 
     def precedes(self, started: str) -> bool:
-        """Whether it was written before a time in ISO format, such as that at which a run started."""
-        return self.written <= datetime.fromisoformat(started)
+        """Whether it was written before a time in ISO format, to the second, as runs record when they started."""
+        return self.written.replace(microsecond=0) <= datetime.fromisoformat(started)
 
     def contains(self, loss: float) -> bool:
         """Whether a loss is inside the interval."""
