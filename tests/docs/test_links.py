@@ -13,6 +13,7 @@ from yaml import safe_load
 DOCS = REPOSITORY / "docs"
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"(?ms)^( *)```.*?^\1```$|`[^`\n]*`")
+TOPIC = re.compile(r"topics/(\w+)(?:/|\.md)")  # in a link, below src or in the site
 COMMENT = re.compile(r"(?s)<!--.*?-->")
 WRITTEN = {
     str(path.relative_to(DOCS)): path.read_text(encoding="utf-8")
@@ -37,8 +38,14 @@ def links(text: str) -> list[str]:
     return [
         target
         for target in LINK.findall(COMMENT.sub("", CODE.sub("", text)))
-        if not target.startswith(("http", "mailto:"))
+        if not target.startswith(("http", "mailto:")) and not is_of_deleted_topic(target)
     ]
+
+
+def is_of_deleted_topic(target: str) -> bool:
+    """Whether a link leads to a topic whose folder was deleted."""
+    topic = TOPIC.search(target)
+    return topic is not None and topic[1] != "index" and not (REPOSITORY / "src/kleiber_topics" / topic[1]).is_dir()
 
 
 def anchors(text: str) -> set[str]:
