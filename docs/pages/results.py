@@ -240,7 +240,8 @@ def overview(repository: Path) -> str:
 
 def page(study: Study, repository: Path) -> str:
     """Returns the Markdown of a study's page."""
-    header = read_header(config_files()[f"study/{study.kind}"])
+    file = config_files().get(f"study/{study.kind}")  # none where its topic was deleted
+    header = None if file is None else read_header(file)
     discussion = with_pictures(study.discussion)
     shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", discussion))
     others = [path for path in study.figures if path not in shown]
@@ -257,7 +258,7 @@ def page(study: Study, repository: Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def facts(study: Study, header: Header) -> str:
+def facts(study: Study, header: Header | None) -> str:
     """Returns the table of where a study comes from and how to repeat it."""
     place = f"multirun/{study.name}" if study.name == "golden" else f"multirun/results/{study.name}"
     options = "".join(f" --also multirun/results/{name}" for name in study.also)
@@ -266,9 +267,12 @@ def facts(study: Study, header: Header) -> str:
         if study.has_rows
         else "no: its numbers stand as they were reported when the study was run"
     )
-    rows = [
+    declared = [] if header is None else [
         ["Study", f"[`study={study.kind}`](../../reference/study.md#{study.kind}): {header.summary}"],
         ["Source", header.labels.get("Paper", "")],
+    ]  # fmt: skip
+    rows = [
+        *declared,
         ["Cost", f"{study.cost} of processes"],
         ["Recorded", f"`{place}`"],
         ["Rows", again],

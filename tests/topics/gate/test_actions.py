@@ -7,7 +7,7 @@ import pytest
 from topics.gate.streams import begin, install, propose, rows
 
 from kleiber.launch.cli import main
-from kleiber_topics.gate import engine
+from kleiber_topics.gate import actions, engine
 
 
 def test_two_proposals_at_a_time_are_queued(tmp_path, monkeypatch):
@@ -75,9 +75,21 @@ def test_a_recipe_of_kleiber_is_confirmed_at_another_size(tmp_path, monkeypatch)
     assert rows(tmp_path / "stream", "decision")[0]["size"]["at"] == {"model.depth": "4"}
 
 
-@pytest.mark.parametrize("options", [[], ["--command", "a {seed}"], ["--command", "a", "--overrides", "b"]], ids=len)
-def test_a_stream_needs_one_recipe_with_its_metric(tmp_path, options):
-    assert main(["gate", "init", str(tmp_path / "stream"), *options]) == 2
+@pytest.mark.parametrize(
+    ("command", "overrides", "options", "key"),
+    [
+        (None, None, {}, "--command"),
+        ("python a.py", "seed=1", {"metric": "loss"}, "--overrides"),
+        ("python a.py", None, {}, "--metric"),
+        (None, "seed=1", {"metric": "loss"}, "--metric"),
+        ("python a.py", None, {"metric": "loss", "measure": "loss"}, "--measure"),
+        ("python a.py", None, {"metric": "loss", "cwd": "nowhere"}, "--cwd"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_by_name_and_begin_nothing(tmp_path, command, overrides, options, key):
+    with pytest.raises(ValueError, match=key):
+        actions.begin(tmp_path / "stream", command, overrides, options)
+    assert not (tmp_path / "stream").exists()
 
 
 @pytest.mark.slow
