@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
@@ -58,6 +59,9 @@ def draw_all(sources: Mapping[Path, tuple[Path, Sequence[Path]]]) -> None:
     sources  by the folder in the cache: the folder of the study, and those that are analyzed together with it
     """
     missing = {place: source for place, source in sources.items() if not place.is_dir()}
+    home = str(Path(__file__).parents[1])
+    if home not in sys.path:  # MkDocs has it there only while it loads the hooks; the processes begin with this path
+        sys.path.append(home)
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for drawn in [pool.submit(draw, place, *source) for place, source in missing.items()]:
             drawn.result()
