@@ -25,6 +25,7 @@ def trained(tmp_path_factory) -> TrainResult:
         return kleiber.train([*TINY, f"root={root}"])
 
 
+@pytest.mark.slow
 def test_train_returns_the_code_and_the_folder_also_of_a_finished_run_and_a_sweep(trained, tmp_path, cache_dir):
     assert trained.code == 0 and (trained.folder / "summary.json").is_file()
     assert kleiber.train([*TINY, f"root={trained.folder.parents[1]}"]) == trained, "it is finished already"

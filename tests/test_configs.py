@@ -125,6 +125,7 @@ def test_every_choice_without_a_test_here_has_one_elsewhere():
     assert {*ELSEWHERE} <= {*CHOICES}
 
 
+@pytest.mark.slow
 def test_every_choice_composes_and_passes_the_check():
     wrong = {}
     for choice in (c for c in CHOICES if c not in TRAINED or c in SLOW):
@@ -198,6 +199,7 @@ def outside(leaf: str) -> bool:
     return any(leaf == key or leaf.startswith(f"{key}.") for key in NOT_IDENTITY)
 
 
+@pytest.mark.slow
 def test_every_leaf_changes_the_hash_or_is_outside_it_by_name():
     wrong = []
     for leaf in leaves(CONFIG):
@@ -290,6 +292,7 @@ def test_every_leaf_has_an_effect(launch, base):
     assert idle == []
 
 
+@pytest.mark.slow
 def test_every_leaf_has_another_value_or_a_reason_for_none():
     """Fast, so that a new key is noticed at once and not by the test of its effect alone."""
     values = [(leaf, value, another(leaf, value)) for base in BASES for leaf, value in with_effect(base).items()]

@@ -61,6 +61,7 @@ def logged(folder: Path) -> dict[str, float]:
     return {name: value for row in rows for name, value in row.items()}
 
 
+@pytest.mark.slow
 def test_a_model_an_objective_and_data_train_and_open_and_start_a_run_with_a_retention_method(mylab, table):
     run = [*table, "model=gru", "model.width=16", "objective=smoothed", "objective.smoothing=0.3"]
     assert main([*run, "root=first"]) == 0
@@ -164,6 +165,7 @@ def test_the_study_is_planned_and_its_arms_are_those_of_the_file(mylab):
     assert config.design.arms == {"plain": {}, "smoothed": {"objective": "smoothed"}}
 
 
+@pytest.mark.slow
 def test_a_run_of_the_example_is_refused_to_a_reader_who_does_not_allow_it(mylab, launch, monkeypatch, capsys):
     folder = launch("model=gru", "model.width=16", "callbacks=weight_norm")
     monkeypatch.delenv("KLEIBER_EXTENSIONS")

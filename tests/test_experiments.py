@@ -110,6 +110,7 @@ def trained(tmp_path, *overrides: str) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_an_experiment_trains(tmp_path, cache_dir, name):
     caps = ["batch.tokens=512", "trainer.max_steps=3"]

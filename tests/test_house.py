@@ -78,6 +78,7 @@ def test_files_and_functions_of_the_packages_are_short(package):
     assert too_long(package) == []
 
 
+@pytest.mark.slow
 def test_files_and_functions_of_the_tests_are_short():
     assert too_long(TESTS) == []
 

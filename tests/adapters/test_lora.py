@@ -30,6 +30,7 @@ def test_it_starts_at_the_model_and_merging_untrained_is_exact_to_the_bit(dtype,
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "rslora"), [(LoRA, False), (LoRA, True), (DoRA, False)])
 @pytest.mark.parametrize("target", ALL)
 def test_merged_equals_unmerged_and_every_target_changes_the_output(target, kind, rslora):
@@ -196,6 +197,7 @@ def adapted(kind=LoRA, seed: int = 1):
     return model, AdamW().build(model, model.roles(), model.parametrization.lr_scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path, kind):
     straight, optimizer = adapted(kind)

@@ -37,6 +37,7 @@ def test_magnitudes_and_updates_get_the_gradient_of_weights_whose_norm_is_a_cons
         torch.testing.assert_close(found[f"{name}_lora_b"].grad, a.mT @ through if stack else through @ a.mT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [False, True])
 def test_of_a_linear_layer_magnitudes_are_those_of_peft(bias):
     peft = pytest.importorskip("peft")

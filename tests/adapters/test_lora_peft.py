@@ -24,6 +24,7 @@ SPARSE = {  # of which peft would adapt other matrices than those asked for
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "targets"),
     [(kind, None) for kind in SPARSE] + [("qwen3_moe", ["mlp"]), ("mixtral", ["experts"]), ("mixtral", ["attention"])],

@@ -25,6 +25,7 @@ def page_of(text: str) -> str:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_hostile_text_adds_no_element_and_no_attribute_to_a_page():
     page = page_of(HOSTILE)
     assert elements(page) == elements(page_of("harmless")) and len(elements(page)) > 20

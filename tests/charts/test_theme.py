@@ -99,6 +99,7 @@ def test_colors_are_distinct_and_in_order():
     assert kind_color(["c", "a"], order=["a", "b", "c"]).to_dict()["scale"]["range"] == [KINDS[2], KINDS[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("half", "marks"), [(0.1, ["line", "rule", "point", "text"]), (np.nan, ["line", "point", "text"])]
 )

@@ -24,6 +24,7 @@ CHOICES = [
 COMPOSER = Composer()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_a_size_is_that_of_the_model_and_of_its_cache(choice):
     node = resolve_config(COMPOSER.compose(["model.context=128", *choice]))[0]["model"]

@@ -70,6 +70,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("override", "values"), REFUSED, ids=[override for override, _ in REFUSED])
 def test_an_invalid_value_is_refused_and_named(override, values):
     with pytest.raises(ConfigError) as caught:
@@ -89,6 +90,7 @@ def test_an_argument_without_an_entry_in_a_file_can_be_set():
     assert config["model"]["norm_eps"] == 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_wrong_key_is_refused_without_importing_torch():
     code = (

@@ -227,6 +227,7 @@ ABSURD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ABSURD, ids=lambda override: override[:60])
 def test_the_command_ends_with_2_and_names_the_key(override, tmp_path, monkeypatch, capsys):
     from kleiber.launch.main import main

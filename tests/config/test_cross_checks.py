@@ -84,6 +84,7 @@ def compose(overrides: str) -> dict:
     return resolve_config(COMPOSER.compose(overrides.split()))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "values"), CONTRADICTIONS, ids=[overrides for overrides, _ in CONTRADICTIONS])
 def test_the_error_names_every_key_that_contradicts_another(overrides, values):
     skip_without_topics(overrides)

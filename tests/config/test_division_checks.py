@@ -22,6 +22,7 @@ def compose(overrides: str) -> dict:
     return resolve_config(COMPOSER.compose(overrides.split()))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "values"), REFUSED, ids=[overrides for overrides, _ in REFUSED])
 def test_the_error_names_what_does_not_work_with_the_trainer(overrides, values):
     with pytest.raises(ConfigError) as caught:

@@ -61,6 +61,7 @@ REFUSED = [  # overrides, then key and value of the first request
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "key", "value"), REFUSED, ids=[key for _, key, _ in REFUSED])
 def test_a_value_is_refused_by_its_key_unless_the_reader_names_it(overrides, key, value):
     skip_without_topics(overrides)

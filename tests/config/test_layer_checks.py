@@ -71,6 +71,7 @@ def build(model: dict) -> None:
         instantiate(model, vocab_size=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "text"), IMPOSSIBLE.items())
 def test_what_cannot_be_built_is_refused_before(overrides, text):
     model = node(overrides)

@@ -32,6 +32,7 @@ def plain(loader, overrides):
     return OmegaConf.to_container(cfg, resolve=False)
 
 
+@pytest.mark.slow
 def test_configs_equal_those_of_hydra_also_the_second_time(loader):
     hydra = ConfigLoaderImpl(loader.config_search_path)
     for overrides in COMMANDS:

@@ -45,6 +45,7 @@ def composed(*overrides: str) -> Json:
     return resolve_config(COMPOSER.compose(list(overrides)))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_a_size_is_that_of_the_model(choice):
     node = composed("model.context=128", *choice)["model"]

@@ -14,6 +14,7 @@ from kleiber.data.blocks import WrongColumn, cut_file
 from kleiber.data.text import Text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 100, 1009, 1 << 21])
 @pytest.mark.parametrize("suffix", [".jsonl", "-of-windows.jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
 def test_every_row_is_in_one_block(

@@ -10,6 +10,7 @@ from kleiber.data import builtin
 from kleiber.data.builtin import Builtin
 
 
+@pytest.mark.slow
 def test_few_bytes_are_read_quickly_and_the_same_every_time(cache: Path, tmp_path: Path) -> None:
     corpus = Builtin(domain="all", max_bytes="100k").prepare(32)
     assert set(corpus.validation) == {"builtin/docs", "builtin/code"}

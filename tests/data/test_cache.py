@@ -190,6 +190,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_two_processes_build_once_and_a_killed_one_leaves_no_half(tmp_path: Path) -> None:
     log = tmp_path / "log"

@@ -56,6 +56,7 @@ def split_texts(corpus: TextCorpus) -> list[list[int]]:
     return [file.ids.tolist() for file in files]
 
 
+@pytest.mark.slow
 def test_one_file_many_shards_and_parquet_have_the_same_tokens(
     row_files: dict[str, Path], tmp_path: Path, cache: Path
 ) -> None:

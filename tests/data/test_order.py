@@ -20,6 +20,7 @@ def test_a_permutation_has_every_number_once_and_is_computed_place_by_place(coun
     assert count < 7 or (whole != Permutation(count, 5, 2)(np.arange(count))).any()
 
 
+@pytest.mark.slow
 def test_permutations_are_uniform_in_places_and_pairs() -> None:
     """Chi-squared statistics of 120 keys: where a number stands, and how far the one behind it is from it."""
     drawn = np.stack([Permutation(12, key)(np.arange(12)) for key in range(120)])

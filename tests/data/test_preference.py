@@ -116,6 +116,7 @@ def test_an_answer_that_continues_the_last_word_of_its_prompt_has_the_token_of_b
     assert split.arrays["answers"].tolist() == [1] * 4 and [len(ids) for ids in split.ids] == [2, 3, 2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transcripts", [False, True])
 def test_no_prompt_is_both_trained_on_and_held_out(tmp_path: Path, cache: Path, transcripts: bool) -> None:
     """In a table without splits: otherwise held-out answers would be to questions that were trained on."""

@@ -30,6 +30,7 @@ def test_text_files_are_documents(tmp_path: Path, cache: Path) -> None:
     assert torch.equal(batch, prepared.train.gather(np.arange(len(prepared.train))).tokens)
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path, cache: Path) -> None:
     texts = [f"<{i}> once" for i in range(1500)]
     for number, part in enumerate((texts, texts[::-1])):  # every document twice
@@ -68,6 +69,7 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path, folder: Path, cache:
         list(itertools.islice(stream(windows(folder), 0, 0, 10), 50))
 
 
+@pytest.mark.slow
 def test_other_content_is_another_corpus(folder: Path, cache: Path) -> None:
     def corpus_hash(**options: object) -> str:
         return Text(str(folder), streaming=True, **options).prepare(8).hash  # type: ignore[arg-type]

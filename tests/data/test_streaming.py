@@ -30,6 +30,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(map(torch.equal, a, b))
 
 
+@pytest.mark.slow
 def test_an_epoch_has_the_batches_of_prepared_text(folder: Path, cache: Path) -> None:
     options = {"separator": ["<|endoftext|>", "<|endoftext|>"], "splits": "files"}
     prepared = Text(str(folder), **options).prepare(64)  # type: ignore[arg-type]
@@ -43,6 +44,7 @@ def test_an_epoch_has_the_batches_of_prepared_text(folder: Path, cache: Path) ->
     assert (np.asarray(a.file.ids) == np.asarray(b.file.ids)).all()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"max_bytes": 5000}])
 def test_a_stream_goes_on_anywhere_and_on_any_number_of_ranks(
     shards: Path, cache: Path, options: dict, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ ENGLISH = "The river runs to the sea, and the sea is never full of water, number
 GERMAN = "Der Fluss fließt ins Meer, und das Meer wird niemals voll davon, Nummer"
 
 
+@pytest.mark.slow
 def test_lengths_duplicates_languages_and_samples() -> None:
     texts = [f"{ENGLISH} {n} and {n * n}." for n in range(6)] + [f"{GERMAN} {n}" for n in range(2)] + ["short", "12"]
     near = f"{ENGLISH} 3 and 9. Indeed."

@@ -80,6 +80,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != JOURNAL}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [1 << 27, 3000])
 @pytest.mark.parametrize("stops", [[1], [2], [7], [3, 3, 3], [100]])
 def test_an_interrupted_file_is_continued_and_equal(

@@ -50,6 +50,7 @@ def others(corpus: UnpairedCorpus) -> list[tuple[str, str, str]]:
     return [(*read(*rows.side(2 * i)), read(*rows.side(2 * i + 1))[1]) for i in range(len(rows))]
 
 
+@pytest.mark.slow
 def test_no_answer_is_paired_with_itself_or_with_one_to_its_prompt(tmp_path: Path, cache: Path) -> None:
     """Also where a row is alone behind the thousands, and where prompts have several answers."""
     samples = others(prepared(tmp_path, answers(1001)))

@@ -21,7 +21,8 @@ DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WRITTEN = [*sorted(DOCS.rglob("*.md")), *sorted((REPOSITORY / "src/kleiber_topics").glob("*/README.md"))]
 PAGES = [path for path in WRITTEN if ".template" not in path.name and BLOCK.search(path.read_text(encoding="utf-8"))]
-FIRST = ("index.md", "first_run.md", "resume.md", "troubleshooting.md", "exit_codes.md")
+FIRST = ("index.md", "exit_codes.md", "tutorials/first_run.md", "guides/resume.md", "guides/troubleshooting.md")
+LONG = set(PAGES) - {DOCS / name for name in FIRST}
 EXPECTED = re.compile(r"^(?P<command>(?:kleiber|python) [^\n]*?)\s*# exit (?P<code>\d+)$", re.MULTILINE)
 PROLOGUE = """
 set -eu
@@ -88,7 +89,7 @@ def run(commands: str, folder: Path, forked: list[str]) -> subprocess.CompletedP
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("path", [
-    pytest.param(path, id=path.relative_to(REPOSITORY).as_posix(), marks=[pytest.mark.long] * (path.name not in FIRST))
+    pytest.param(path, id=path.relative_to(REPOSITORY).as_posix(), marks=[pytest.mark.long] * (path in LONG))
     for path in PAGES
 ])  # fmt: skip
 def test_the_commands_of_a_page_work(path, forked, tmp_path_factory):

@@ -58,6 +58,7 @@ def anchors(text: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", SITE)
 def test_links_of_the_site_lead_to_pages_and_their_headings(page):
     files = {*SITE, *results.figures(REPOSITORY)}

@@ -26,6 +26,7 @@ from kleiber.types.score import values_of
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_equal_models_have_no_distance():
     net = learned()
     assert weight_distance(learned(), net) == {"l2": 0.0, "relative": 0.0}

@@ -59,6 +59,7 @@ def test_a_model_that_learnt_two_answers_matches_those_and_no_third() -> None:
         match_answers(net, tokenizer, prompts[:1], ["no"])
 
 
+@pytest.mark.slow
 def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "cache"))
     table = [{"question": f"{i}?", "answer": f"#### {i}" if i else "nothing"} for i in range(4)]

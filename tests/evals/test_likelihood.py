@@ -60,6 +60,7 @@ def items() -> list[list[tuple[list[int], list[int]]]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"causal": True, "num_kv_heads": 1, "qk_norm": False}, {"kind": LSTM}])
 @pytest.mark.parametrize("tokens", [1, 60, 10_000])
 def test_scores_are_those_of_one_text_at_a_time(options, tokens, monkeypatch):

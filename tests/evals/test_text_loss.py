@@ -67,6 +67,7 @@ def loss_at(model: Transformer, ids: np.ndarray, target: int, before: int) -> fl
     return -float(model.head(model(Batch(row)).hidden)[0, -1].log_softmax(-1)[int(ids[target])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "stride"), [(60, 1), (60, 5), (60, 16), (17, 4), (10, 4), (34, 7)])
 def test_strided_windows_equal_a_loop_over_targets(length, stride):
     model, samples = build(), text(length)

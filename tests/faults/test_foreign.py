@@ -52,6 +52,7 @@ DOORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", NODES)
 @pytest.mark.parametrize("door", DOORS)
 def test_a_foreign_config_that_names_code_is_refused_at_every_door(foreign, tmp_path, capsys, door, node):
@@ -62,6 +63,7 @@ def test_a_foreign_config_that_names_code_is_refused_at_every_door(foreign, tmp_
     assert not (tmp_path / "ran").exists() and (tmp_path / "payload.pkl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", NODES)
 @pytest.mark.parametrize("place", ["study.yaml", "config.yaml"])
 def test_a_foreign_study_that_names_code_is_refused_by_its_report(foreign, tmp_path, capsys, place, node):
@@ -107,6 +109,7 @@ def test_rows_of_a_stranger_reveal_nothing_either(foreign, tmp_path, capsys, mon
     assert "study.law" in shown.err and "hunter2" not in shown.out + shown.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["a: &a [1]\nb: *a\n", "[" * 10_000, "!!python/object/apply:os.getcwd []"])
 def test_a_config_that_is_a_bomb_is_refused_at_every_door(foreign, tmp_path, capsys, content):
     run = foreign("name", "study")

@@ -57,6 +57,7 @@ def run(study: Path, name: str, capsys) -> tuple[int, str]:
     return code, shown.out + shown.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["runs.jsonl.gz", "{run}/summary.json", "{run}/metrics.jsonl", "{run}/.lock"])
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_pipe_or_a_device_is_refused_at_once(study, capsys, file, kind):
@@ -70,6 +71,7 @@ def test_a_pipe_or_a_device_is_refused_at_once(study, capsys, file, kind):
         assert code in (0, 2) and time.process_time() - began < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target"),
     [("report.html", "thesis.txt"), ("findings.json", "nothing.txt"), ("curves.html", "."), ("figures", ".")],
@@ -126,6 +128,7 @@ def test_a_checkpoint_that_names_files_elsewhere_is_not_read(study, capsys, name
     assert run(study, "clean", capsys)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["name", "status", "error", "metric", "override", "config", "stage"])
 def test_no_escape_reaches_the_terminal(study, capsys, place):
     (study / "runs.jsonl.gz").unlink()
@@ -156,6 +159,7 @@ def test_a_study_yaml_that_names_no_study_is_refused_by_name(study, capsys):
         assert code == 2 and "Traceback" not in shown and ("study.yaml" in shown or "study" in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", QUICK)
 def test_the_folder_of_a_seed_is_the_same_each_time(tmp_path, seed):
     made = []

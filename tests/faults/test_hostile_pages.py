@@ -68,6 +68,7 @@ def test_a_hostile_text_adds_no_element_to_a_part_of_a_page(part, tmp_path):
     assert adds_no_element(partial(part, tmp_path=tmp_path) if part is evaluations else part)
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_hostile_run_add_no_element(tmp_path):
     pages = []
     for number, text in enumerate(("harmless", HOSTILE)):
@@ -89,6 +90,7 @@ def makes_html(path: Path) -> bool:
     return renders or any(re.search(r"<(div|table|pre|script|p|!doctype)[ >]", text) for text in texts)
 
 
+@pytest.mark.slow
 def test_every_module_that_writes_a_page_has_its_test():
     modules = {str(path.relative_to(SOURCES)) for path in SOURCES.rglob("*.py") if makes_html(path)}
     assert modules - PAGES.keys() == set(), "show that a hostile text adds no element to these pages"

@@ -7,7 +7,7 @@ import pytest
 from faults.kill_campaign import campaign
 from faults.kill_kinds import KINDS
 
-FIRST = ("dense", "trunk", "ewc chain", "grpo", "fsdp")
+FIRST = ("dense", "trunk", "ewc chain", "grpo")
 IN_PROCESSES = {"fsdp": 2, "sweep": 2, "command": 3}
 SAMPLE = {name: 2 for name, kind in KINDS.items() if not kind.in_processes} | {"trunk": 6} | IN_PROCESSES
 

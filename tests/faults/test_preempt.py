@@ -122,6 +122,7 @@ def test_a_signal_whose_exception_a_library_swallows_ends_the_run_after_its_firs
     assert (folder / "stages/main/checkpoints/step-00000001/meta.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["kleiber.runs.plan.make_plan", "kleiber.evals.task_scores.held_out_loss"])
 def test_a_signal_where_no_step_is_trained_is_heeded_too(launch, monkeypatch, place):
     """While data are prepared and while the last score is taken, when Lightning's own handlers are not there."""

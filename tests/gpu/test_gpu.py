@@ -63,6 +63,7 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_script_records_agreement_and_errors_on_a_cpu(script, tmp_path, cache_dir):
     out = tmp_path / "out.json"
     chosen = ["--only", "choices", "--choices", "optimizer/lion", "optimizer/none"]

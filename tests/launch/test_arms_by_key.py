@@ -54,6 +54,7 @@ def test_what_cannot_be_compared_is_refused_and_named(folders, capsys, options):
     assert options[1] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "values"),
     [

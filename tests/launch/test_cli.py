@@ -17,6 +17,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_help_lists_the_commands_and_each_has_a_help(capsys):
     present = {entry.name for entry in app.registered_commands}
     assert present - offers("COMMANDS").keys() == COMMANDS
@@ -51,6 +52,7 @@ def test_the_help_has_flags_without_a_type_and_paragraphs_without_line_breaks(ca
     assert main(["--help"]) == 0 and "<bool>" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_folder_of_choices_is_an_option_of_config(tmp_path, capsys):
     (tmp_path / "schedule").mkdir()
     (tmp_path / "schedule" / "mine.yaml").write_text("_target_: kleiber.optimizers.WSD\ndecay: 0.25\n")

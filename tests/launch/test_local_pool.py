@@ -102,6 +102,7 @@ def test_cells_of_one_device_and_thread_are_forked_and_others_are_fresh(cell, st
     assert [arguments[1] for arguments in started] == [False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signalled", [True, False])
 def test_a_signal_may_end_a_process_before_it_can_tell_its_number(cell, started, tmp_path, monkeypatch, signalled):
     def killed(_process):

@@ -114,6 +114,7 @@ def test_help_lists_groups_with_their_choices(trainer, capsys):
     assert "bert, gpt, hf, lstm, moe" in text and "budget.tokens=20M" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
@@ -188,6 +189,7 @@ def test_ctrl_c_is_130_and_the_run_has_the_status_interrupted(trainer, monkeypat
     assert json.loads(summary.read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize(("module", "code"), [("launch", 1), ("launch.main", 2), ("launch.cli", 2)])
 def test_a_module_of_the_launcher_that_is_started_runs_its_command_or_refuses(module, code):

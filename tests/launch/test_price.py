@@ -48,6 +48,7 @@ def trained(root):
 SLOWER = [pytest.param(choice, marks=pytest.mark.slow) for choice in (["model=gpt"], ["model=bert", "objective=mlm"])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [["model=moe", "adapter=null"], *SLOWER])
 def test_estimated_counts_of_a_run_equal_its_summary(planned, launch, tmp_path, choice):
     plan, printed = planned(*choice)
@@ -69,6 +70,7 @@ def test_a_hugging_face_model_is_counted_from_its_config(planned):
     assert plan["params"] == 2 * (attention + mlp + norms) + (272 + 64) * 96 + 2 * 96
 
 
+@pytest.mark.slow
 def test_costs_of_a_sweep_are_summed_and_equal_models_built_once(planned, monkeypatch):
     built = []
     build_model = run_cost.build_model

@@ -86,6 +86,7 @@ def test_a_start_point_that_is_not_trained_is_replaced_by_a_folder_in_scratch(tm
     assert estimate.configs[1]["init"]["path"] == f"{placeholder}/main"
 
 
+@pytest.mark.slow
 def test_a_request_is_answered_with_counts_and_seconds_of_a_base_and_its_fine_tune(
     tmp_path, cache_dir, monkeypatch, capsys
 ):

@@ -83,6 +83,7 @@ def written(out: Path) -> dict:
     return json.loads((out / reproduce.FILE).read_text())
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_bit_for_bit_and_a_changed_record_is_found(trained, tmp_path, capsys):
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     assert main(["reproduce", str(trained)]) == 0
@@ -105,6 +106,7 @@ def test_a_run_is_reproduced_bit_for_bit_and_a_changed_record_is_found(trained, 
     assert "os.system" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_fine_tune_of_a_moved_study_is_reproduced_and_the_report_of_refused_runs_is_written(trained, tmp_path):
     start = [f"root={tmp_path}", "name=first", "init=checkpoint", f"init.path={trained}/main", "trainer.max_steps=2"]
     assert train([*TINY, *start]) == 0

@@ -11,6 +11,7 @@ from kleiber.records.locks import locked
 SWEEP = ["-m", "name=first", "launcher=basic"]
 
 
+@pytest.mark.slow
 def test_other_cells_run_after_a_failure_and_a_second_start_runs_the_missing_cells(seeds, tmp_path):
     assert main([*SWEEP, "seed=0,1,2"]) == 4
     assert seeds == [0, 1, 2]

@@ -64,6 +64,7 @@ def priced(monkeypatch):
     return configs
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_design_prices_its_cells(seeds, priced, tmp_path, capsys):
     for design in (["design.widths=[32,48,64]", "design.seeds=1"], ["design=isoflop", "design.flops=1e14"]):
         priced.clear()

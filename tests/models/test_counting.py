@@ -113,6 +113,7 @@ FROZEN = {  # what stays trainable, by the beginning or the inside of its name
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["gpt", "gqa", "moe", "shared", "none"])
 @pytest.mark.parametrize("kept", FROZEN)
 def test_frozen_weights_make_the_backward_pass_cheaper_exactly(case, kept):
@@ -163,6 +164,7 @@ HF_TRAINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "bert", "mixtral"])
 def test_frozen_weights_and_adapters_make_the_backward_pass_of_hugging_face_models_cheaper(kind):
     sizes = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 96}
@@ -201,6 +203,7 @@ def test_every_expert_is_executed_by_the_dense_backend():
     assert training_flops(dense, TIME) == training_flops(grouped, TIME) == executed_flops(grouped, TIME)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["rotary", "alibi"])
 @pytest.mark.parametrize("kept", ["", "blocks.1.", "blocks.2.mlp.down", "head"])
 def test_recomputation_is_what_the_counter_sees_also_with_masks_and_frozen_weights(positions, kept):

@@ -52,6 +52,7 @@ def imported(folder, **options) -> Transformer:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_node_and_the_weights_of_a_folder_give_its_logits(case, tmp_path):
     torch.manual_seed(0)

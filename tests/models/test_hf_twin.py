@@ -45,6 +45,7 @@ def both_ways(model: Transformer) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return ours, twin(ids).logits, again, type(twin).__name__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parametrization", [MuP(), StandardParametrization()], ids=["mup", "standard"])
 @pytest.mark.parametrize("mlp", ["dense", "top 2", "top 3"])
 @pytest.mark.parametrize("qk_norm", [True, False])

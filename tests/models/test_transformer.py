@@ -122,6 +122,7 @@ def test_a_bidirectional_model_reads_both_sides():
     assert float(change.min()) > 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("mlp", MLPS)
@@ -135,6 +136,7 @@ def test_packed_documents_give_the_logits_they_give_alone(causal, attention, mlp
     torch.testing.assert_close(packed, alone, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("layers", LAYERS)
 def test_other_layers_have_an_effect_and_keep_documents_and_padding_apart(causal, layers):
@@ -213,6 +215,7 @@ def test_width_follows_depth_and_the_stream_starts_at_one():
     assert not first.any()
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_model_and_multipliers_are_one_when_standard():
     states = []
     for _ in range(2):

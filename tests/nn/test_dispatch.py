@@ -46,6 +46,7 @@ def gradients(y, parts, weights):
     return torch.autograd.grad((y * torch.randn_like(y)).sum(), (*parts, weights), materialize_grads=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "k, kept, idle", [(1, False, ()), (2, False, ()), (2, True, ()), (3, False, (0, 5)), (3, True, (2,))]

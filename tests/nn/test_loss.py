@@ -40,6 +40,7 @@ def test_value_and_gradients_equal_the_plain_loss(multiplier, soft_cap, z_loss, 
     torch.testing.assert_close(ours, torch.autograd.grad(3 * expected, (hidden, head.weight)), atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft_cap, z_loss, weighted", itertools.product((None, 2.0), (0.0, 0.1), (False, True)))
 def test_gradcheck(soft_cap, z_loss, weighted):
     hidden, head, targets, weights = (

@@ -37,6 +37,7 @@ def padded(x: torch.Tensor, real: torch.Tensor | None = None) -> Batch:
     return Batch(torch.zeros(x.shape[:2], dtype=torch.long), real=real)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k, router", [(1, Switch), (2, TopK), (2, Sigmoid), (3, TopK), (8, TopK)])
 @pytest.mark.parametrize("num_shared", [0, 1])
 @pytest.mark.parametrize("backend", ["grouped", "loop", "dense"])

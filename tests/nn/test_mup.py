@@ -77,6 +77,7 @@ def test_rates_of_sgd_grow_with_the_width_outside_of_hidden_matrices_and_do_not_
     assert StandardParametrization().lr_scale(Role("output", 128), rule="sgd") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [AdamW(lr=2e-4), Muon(lr=2e-3), SGD(lr=1e-3)], ids=["adamw", "muon", "sgd"])
 def test_what_steps_in_blocks_change_of_the_stream_does_not_depend_on_the_depth(optimizer):
     """Without the factor of the learning rates it grows as the square root of the depth, by 4 from 2 to 32 blocks."""

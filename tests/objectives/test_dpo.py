@@ -105,6 +105,7 @@ ADAPTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ADAPTED)
 def test_without_its_adapter_a_model_is_the_frozen_start_to_the_bit(corpus, tmp_path, kind) -> None:
     """And so are loss and gradients those of a reference that was asked before."""

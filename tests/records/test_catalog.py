@@ -98,6 +98,7 @@ def test_what_is_not_there_is_2_with_a_suggestion(study, capsys):
     assert "Did you mean 'runs'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ['{"status": "finished"}', "[]", "\0\0", '{"stages": 3}', "folder"])
 def test_a_run_with_a_damaged_summary_is_named_and_the_others_are_shown(study, capsys, damage):
     path = study / "a" / "summary.json"

@@ -8,6 +8,7 @@ from kleiber.records.figures import write_figure
 from kleiber.records.regular_files import DamagedFile
 
 
+@pytest.mark.slow
 def test_a_figure_has_both_formats_and_no_way_out_of_its_folder(tmp_path):
     chart = alt.Chart(pd.DataFrame({"x": [1.0]})).mark_point().encode(x="x:Q")
     write_figure(chart, tmp_path, "one")

@@ -4,6 +4,8 @@ import ast
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import kleiber
 
 SOURCES = Path(kleiber.__file__).parents[1]
@@ -123,6 +125,7 @@ def is_absent_topic(place: str) -> bool:
     return place.startswith("kleiber_topics/") and not (SOURCES / place).parent.is_dir()
 
 
+@pytest.mark.slow
 def test_only_the_modules_for_it_open_make_or_print():
     listed = {tuple(line.split()) for lines in ALLOWED.values() for line in lines.strip().splitlines()}
     expected = {(place, call) for place, call in listed if not is_absent_topic(place)}

@@ -76,6 +76,7 @@ def refusing(monkeypatch):
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [401, 503])
 def test_a_run_that_the_server_does_not_start_is_recorded_offline(tmp_path, monkeypatch, capfd, refusing, code):
     monkeypatch.setattr(Refusing, "code", code)

@@ -1,6 +1,7 @@
 """A projected gradient never raises the reference loss to first order, and one that would not is left alone."""
 
 import numpy as np
+import pytest
 import torch
 
 from kleiber.objectives.clm import CLM
@@ -26,6 +27,7 @@ def flat(tensors):
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
+@pytest.mark.slow
 def test_the_projected_gradient_is_not_opposed_to_the_reference():
     net, method, met = learned(), begun(), 0
     for step in range(12):

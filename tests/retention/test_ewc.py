@@ -82,6 +82,7 @@ def test_it_equals_the_analytic_one_of_softmax_regression():
     assert torch.allclose(found["head.weight"], exact, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_it_is_of_single_sequences_and_has_mean_one():
     net = learned()
     few, many = raw_fisher(net, TASKS[0], 20, 0), raw_fisher(net, TASKS[0], 120, 0)

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from kleiber.launch.main import main
 
 
@@ -26,12 +28,14 @@ def test_the_banner_names_what_the_run_records(launch, capsys):
     assert "model=moe trainer.max_steps=3" in banner["resume"]
 
 
+@pytest.mark.slow
 def test_the_banner_lists_every_stage(launch, capsys):
     launch("stages=trunk_and_cooldowns", "stages.branches=[4K,8K]", "callbacks.samples=null")
     banner = labelled(capsys.readouterr().err)
     assert "of trunk" in banner["stage 4K"] and {"stage trunk", "stage 8K"} <= banner.keys()
 
 
+@pytest.mark.slow
 def test_the_banner_names_the_stages_whose_validations_differ(launch, capsys):
     chain = "stages.chain={one:{budget:{steps:12}},two:{budget:{steps:4}}}"
     launch("stages=chain", chain, "eval.tokens=64", "callbacks.samples=null")
@@ -55,6 +59,7 @@ def texts(text: str, label: str) -> list[str]:
     return [rest.strip() for name, _, rest in lines if name == label]
 
 
+@pytest.mark.slow
 def test_what_was_read_is_told_and_shared_documents_and_repetition_are_warned_of(launch, capsys, tmp_path):
     """FAULTS 97, 99."""
     home = tmp_path / "mine"
@@ -76,6 +81,7 @@ def test_what_was_read_is_told_and_shared_documents_and_repetition_are_warned_of
         assert "data.path" in shared and "the default budget is" in repeated and "set budget.epochs=4" in repeated
 
 
+@pytest.mark.slow
 def test_a_budget_that_repeats_the_data_is_named_with_its_value(launch, capsys, tmp_path):
     path = tmp_path / "few.txt"
     path.write_text("a few words of text " * 40)

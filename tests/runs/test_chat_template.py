@@ -35,6 +35,7 @@ def test_a_template_that_errs_or_grows_is_named(source, reason):
         render(template(source), FOLDER)
 
 
+@pytest.mark.slow
 def test_a_template_that_does_not_end_is_ended(monkeypatch):
     monkeypatch.setattr(chat_template, "SECONDS", 1)
     began = time.process_time()

@@ -78,6 +78,7 @@ def test_each_stage_of_a_chain_has_the_rate_of_its_own_objective_adapter_and_sta
         assert any(text.startswith("stages.chain.") for text in changed_defaults(before, after))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.02, 0.021])
 def test_a_rate_in_a_file_of_the_user_stays_even_where_it_is_the_default_of_the_class(tmp_path, rate):
     (tmp_path / "experiment").mkdir()

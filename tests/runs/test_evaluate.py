@@ -30,6 +30,7 @@ def run(tmp_path_factory):
     return next(root.glob("*/*"))
 
 
+@pytest.mark.slow
 def test_perplexity_equals_the_last_scores_of_the_run(run, cache_dir, tmp_path, capsys):
     out = tmp_path / "all.json"
     assert main(["eval", str(run), "--evals", "perplexity", "--json", str(out)]) == 0
@@ -56,6 +57,7 @@ def test_routing_reads_earlier_checkpoints_and_draws_figures(run, cache_dir, cap
     assert table.startswith("routing/all,") and re.search(r"^  sensitivity/noise/0\.01/flips +\d", table, re.M)
 
 
+@pytest.mark.slow
 def test_wrong_options_are_refused_by_name(run, cache_dir, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -97,6 +99,7 @@ def test_a_hugging_face_folder_is_evaluated_whatever_its_name(shared, cache_dir,
         assert " ".join(options) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_scores_on_other_data_are_kept_when_the_training_command_is_repeated(cache_dir, tmp_path):
     from kleiber.launch.main import main as train
 

@@ -47,6 +47,7 @@ def test_under_mup_the_config_and_its_hash_do_not_change(completed, composer, op
     assert config_hash(completed(*options)) == config_hash(written)
 
 
+@pytest.mark.slow
 def test_the_default_rate_depends_on_width_start_adapter_and_objective(completed, folder):
     imported, wrapped = ["init=hf", f"init.path={folder}"], ["model=hf", f"model.path={folder}"]
     new = [*wrapped, "model.weights=random"]
@@ -137,6 +138,7 @@ def test_a_separator_is_inherited_with_the_tokenizer(launch, shared, completed):
     launch(llama, "data.separator=nonsense", code=2)
 
 
+@pytest.mark.slow
 def test_data_made_of_other_data_inherits_the_tokenizer_in_that_data_and_hands_it_on(completed, folder, tmp_path):
     skip_without_topics("data=canaries data=generated data=trigger data=counterfactual")
     start = ["init=hf", f"init.path={folder}"]

@@ -32,6 +32,7 @@ def test_a_model_card_names_the_class_to_load_and_the_task_heads_left_out(kind, 
     assert " sst2 |\n" in card
 
 
+@pytest.mark.slow
 def test_a_model_card_has_the_real_folder_parameters_and_only_a_license_that_is_stated(launch, tmp_path, capsys):
     rows = [{"text": f"text {i}", "label": i % 2} for i in range(40)]
     data = jsonl(tmp_path / "rows.jsonl", rows)

@@ -35,6 +35,7 @@ def held_bytes(model: Transformer, rows: int) -> int:
     return sum(event.self_cpu_memory_usage for event in watched.key_averages())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_estimated_activation_bytes_equal_those_that_pytorch_allocates(case):
     model = Transformer(96, width=64, context=64, depth=3, **CASES[case])

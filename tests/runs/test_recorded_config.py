@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import torch
 
 from kleiber.launch.main import compose_config
@@ -49,6 +50,7 @@ def test_an_adapter_opens_with_the_weights_of_its_start_point_after_the_study_wa
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_opens_on_its_own_and_after_a_move_with_the_tokenizer_of_its_start_point(launch, tmp_path):
     base = launch("data.tokenizer=bpe", "data.vocab_size=300", "budget.steps=2", "eval.every_steps=0")
     start = ["init=checkpoint", f"init.path={base}"]

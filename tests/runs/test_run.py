@@ -31,6 +31,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt", "moe"])
 def test_a_run_writes_all_its_files_and_its_loss_falls(launch, model, capsys):
     folder = launch(f"model={model}", "callbacks.log.every=1")
@@ -110,6 +111,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(launch, monkeypat
     assert sorted(p.name for p in (folder / "stages/main/checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
 def test_a_disk_that_refuses_a_checkpoint_fails_the_run_and_keeps_the_one_before(launch, monkeypatch, capsys, number):
     save, calls = torch.save, []
@@ -129,6 +131,7 @@ def test_a_disk_that_refuses_a_checkpoint_fails_the_run_and_keeps_the_one_before
     assert sorted(p.name for p in (folder / "stages/main/checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_cost_and_writes_nothing(launch, tmp_path, cache_dir, capsys):
     launch("model=moe", "dry_run=true")
     out = capsys.readouterr().out
@@ -137,6 +140,7 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(launch, tmp_path, cache_di
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_wandb_has_config_metrics_and_summary_of_the_run(launch):
     folder = launch("model=moe", "logger=wandb", "logger.wandb.mode=offline", "name=group-a", "callbacks.log.every=5")
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")

@@ -44,6 +44,7 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     return load_file(max((folder / "stages" / stage / "checkpoints").glob("step-*")) / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_every_task_is_scored_after_every_stage_of_a_chain(launch, chain, capsys):
     folder = launch(*chain)
     record = summary(folder)
@@ -77,6 +78,7 @@ def test_every_task_is_scored_after_every_stage_of_a_chain(launch, chain, capsys
     assert row["loss"] == d and row["trunk"] == folder.name, "one point: the end of the chain, of its own task"
 
 
+@pytest.mark.slow
 def test_the_first_stage_of_a_chain_equals_a_run_of_its_config(launch, once, chain):
     """So forgetting is measured against the model of an ordinary run."""
     alone = launch("budget.steps=12", *OFTEN, root="alone")
@@ -108,6 +110,7 @@ def test_an_interrupted_chain_resumes_to_the_same_results(launch, once, chain, i
         assert [first[k] for k in kept] == [second[k] for k in kept]
 
 
+@pytest.mark.slow
 def test_model_and_tokenizer_are_inherited_with_the_weights(launch, other, tmp_path):
     base = launch("model.width=32", "data.tokenizer=bpe", "data.vocab_size=300", *OFTEN, root="base")
     assert (base / "tokenizer/tokenizer.json").is_file()
@@ -142,6 +145,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_wrong_stages_and_starts_are_refused_before_training(launch, tmp_path, case, capsys):
     base = launch("trainer.max_steps=2", root="base")
@@ -228,6 +232,7 @@ def test_a_damaged_start_is_refused_in_one_line(launch, tmp_path, capsys):
     assert f"kleiber: {base}" in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_task_that_is_trained_again_is_scored_with_its_new_settings(launch):
     """Its rows have the context of the new run, not that of the start point."""
     base = launch("budget.steps=2", *OFTEN, root="base")

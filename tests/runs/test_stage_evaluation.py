@@ -67,6 +67,7 @@ def test_a_trunk_is_evaluated_by_tokens_alone_and_its_branches_at_their_ends(lau
     assert scored == {"trunk": False, "5120": True, "8192": True}
 
 
+@pytest.mark.slow
 def test_the_number_of_tokens_is_that_of_the_validation_in_passes_of_two_micro_batches(launch, monkeypatch) -> None:
     rows, forward = set(), Transformer.forward
 

@@ -70,6 +70,7 @@ def test_fine_tuning_on_two_ranks_equals_one_process(launch, process, tmp_path, 
         assert same[0] == same[1]
 
 
+@pytest.mark.slow
 def test_data_that_do_not_fit_the_objective_are_refused(launch, capsys):
     for objective in ("classify", "sft", "dpo", "reward", "kto"):
         launch(f"objective={objective}", code=2)
@@ -80,6 +81,7 @@ def stage(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())["stages"][0]
 
 
+@pytest.mark.slow
 def test_a_pair_fills_two_rows_of_the_batch_and_padding_is_not_counted(launch, capsys):
     """batch.tokens counts rows of model.context tokens; the tokens of a step are those without padding."""
     options = ["batch.tokens=512", "model.context=64", "budget.steps=3", "data.max_bytes=20000"]

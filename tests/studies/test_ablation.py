@@ -69,6 +69,7 @@ def test_no_changed_arm_and_a_single_scale_are_refused(runs):
         Ablation().analyze([])
 
 
+@pytest.mark.slow
 def test_several_changes_share_the_plain_arm_and_one_level(tmp_path):
     runs = write(tmp_path, arms=("plain", "qk_norm", "worse"))
     found = Ablation().analyze(runs)
@@ -86,6 +87,7 @@ def test_several_changes_share_the_plain_arm_and_one_level(tmp_path):
     assert all(figure().to_dict()["title"] for figure in found.figures.values())
 
 
+@pytest.mark.slow
 def test_predictions_are_checked_at_held_out_widths(runs, tmp_path):
     found = Ablation(fit_width=64).analyze(runs)
     checks = found.tables["Predictions at held-out widths"]

@@ -94,6 +94,7 @@ def test_a_side_that_is_only_a_bound_decides_no_claim_that_it_could_turn(value, 
     assert result.decision == decision and result.estimate.lo == pytest.approx(value - 0.1)
 
 
+@pytest.mark.slow
 def test_equal_arms_are_told_apart_in_at_most_a_tenth_of_studies():
     draw = np.random.default_rng(0)
     wrong = 0

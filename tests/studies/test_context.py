@@ -44,6 +44,7 @@ def test_losses_are_by_context_data_and_position(runs):
     assert {each["data"] for each in findings.tables[PLACES]} == {"builtin/docs"}
 
 
+@pytest.mark.slow
 def test_figures_have_a_panel_for_each_data_set_and_a_line_for_each_attention(runs):
     charts = draw_all(declared("context").analyze(runs))
     assert list(charts) == ["context", "position"]

@@ -78,6 +78,7 @@ def test_there_is_a_panel_for_each_metric_and_a_color_for_each_run(run, number):
     assert len(set(color["scale"]["range"])) == number and (color["legend"] is None) == (number in (1, 8))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_picture_and_a_page_without_network(run, tmp_path, capsys):
     run("a", logged(**{"train/loss": 1.0}))
     assert main(["plot", str(tmp_path / "a")]) == 0

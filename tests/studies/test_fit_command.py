@@ -49,6 +49,7 @@ def valid(path):
     return content
 
 
+@pytest.mark.slow
 def test_fit_writes_a_valid_record_and_predict_reads_it(csv, tmp_path):
     out = tmp_path / "laws.json"
     done = fit(csv, "--json", out, "--predict", "N=2B,D=40B", "--rank", "--backtest", "1e19")
@@ -64,6 +65,7 @@ def test_fit_writes_a_valid_record_and_predict_reads_it(csv, tmp_path):
     assert again.exit_code == 0 and f"{row['value']:.6g}" in again.output and f"{row['lo']:.5g}" in again.output
 
 
+@pytest.mark.slow
 def test_far_predictions_are_refused_unless_forced(csv, tmp_path):
     out = tmp_path / "laws.json"
     done = fit(csv, "--json", out, "--predict", "N=1e13,D=1e10")
@@ -72,6 +74,7 @@ def test_far_predictions_are_refused_unless_forced(csv, tmp_path):
     assert run("predict", out, "N=1e13", "D=1e10", "--force").exit_code == 0
 
 
+@pytest.mark.slow
 def test_by_fits_each_group(csv, tmp_path):
     out = tmp_path / "laws.json"
     done = fit(csv, "--by", "set", "--json", out)
@@ -89,6 +92,7 @@ def test_an_unidentified_fit_exits_3_and_says_so(csv):
     assert "not identified" in line and "90%" not in line
 
 
+@pytest.mark.slow
 def test_no_number_stands_without_interval_or_the_words(csv):
     for words in ((), ("--where", "params > 9e7 and params < 4e8")):
         for line in fit(csv, *words).output.splitlines():
@@ -96,6 +100,7 @@ def test_no_number_stands_without_interval_or_the_words(csv):
                 assert "not identified" in line or ("[" in line and "]" in line), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -166,6 +171,7 @@ def test_the_stated_limit_of_extrapolation_is_the_analysis_limit():
         assert inspect.signature(row).parameters["max_decades"].default == MAX_DECADES
 
 
+@pytest.mark.slow
 def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
     out = tmp_path / "laws.json"
     assert fit(csv, "--json", out, "--where", "params < 5e8").exit_code == 0
@@ -191,6 +197,7 @@ def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
     assert alone.exit_code == 2 and "--on is missing" in alone.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "option"),
     [
@@ -272,6 +279,7 @@ def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path, monkeypatch):
     assert "squared loss on the linear scale" in done.output and "  half " in done.output, done.output
 
 
+@pytest.mark.slow
 def test_a_refused_law_exits_3_and_predicts_only_if_forced(tmp_path):
     """Losses that stop falling at the large sizes: identified, and worse than the line that knows no law."""
     rows = ladders.twenty()

@@ -20,6 +20,7 @@ def test_a_table_without_a_column_for_the_size_is_told_so(tmp_path):
     assert done.exit_code == 2 and "--map N=COL" in done.output
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_needs_no_map_and_knows_its_trunks():
     done = run("fit", GOLDEN, "--where", "D >= 1.9e6", "--bootstrap", 20, "--backtest", "5e12")
     assert done.exit_code in (0, 3), done.output
@@ -82,6 +83,7 @@ def test_a_foreign_status_names_the_rule_that_left_no_row(csv):  # noqa: F811
     assert done.exit_code == 2 and "rule unfinished" in done.output and "--exclude none" in done.output
 
 
+@pytest.mark.slow
 def test_of_a_folder_the_finished_runs_alone_are_fitted_and_the_others_recorded(tmp_path):
     for n in np.geomspace(1e7, 1e9, 5):
         losses = {d: float(ladders.loss(n, d)) for d in np.geomspace(2e8, 2e10, 4)}

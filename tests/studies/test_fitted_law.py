@@ -28,6 +28,7 @@ def law() -> FittedLaw:
     return fit(ladder(), "chinchilla", map=COLUMNS, bootstrap=40)
 
 
+@pytest.mark.slow
 def test_a_law_is_that_of_the_command(law, tmp_path):
     ladder().to_csv(tmp_path / "runs.csv")
     columns = ",".join(f"{role}={column}" for role, column in COLUMNS.items())

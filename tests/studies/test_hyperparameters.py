@@ -149,6 +149,7 @@ def bias(rows):
     return np.array([row["critical batch"] / (0.5 * row["D"] ** 0.6) - 1 for row in rows])
 
 
+@pytest.mark.slow
 def test_batches_whose_best_rate_is_at_an_edge_are_left_out_and_named():
     frontier = swept([4 * 2**k for k in range(8)], (1e4, 3e4, 1e5), RATES[:6], lr=0.2)
     assert set(frontier["batch"][frontier["at_edge"]]) == {128, 256, 512}

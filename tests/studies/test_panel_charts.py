@@ -76,6 +76,7 @@ def test_lines_of_differences_have_0_for_reference_and_no_name_of_another(runs):
     assert any(row.get("reference") == 0 for row in datasets(chart)) and "human text" not in str(chart["title"])
 
 
+@pytest.mark.slow
 def test_lines_begin_at_a_level_and_have_a_panel_and_a_dash_for_others(runs):
     node = {**SHOWN, "name": "a", "form": "lines", "x": "size", "series": "arm", "begin": {"arm": "base"},
             "panel": "measure", "linear": True}  # fmt: skip

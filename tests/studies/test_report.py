@@ -36,6 +36,7 @@ def study(tmp_path):
     return tmp_path / "scaling"
 
 
+@pytest.mark.slow
 def test_a_report_leaves_law_findings_figures_and_a_page_without_network(study, capsys):
     for name in ("by_me.pdf", "by_me.png", "earlier.png", "earlier.svg"):
         (study / "figures" / name).parent.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ from kleiber.studies.transfer_figures import bounded, cell_text, largest_texts
 from .transfer_runs import paired_runs
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn(tmp_path):
     pytest.importorskip("altair")
     level = 0.8

@@ -108,6 +108,7 @@ def train_several(folder: Path, runs: list[list[str]], *launcher: str) -> list[i
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_two_sharded_ranks_train_what_one_process_trains(cache_dir, tmp_path, subtests):
     """Weights of all checkpoints, those of an average and of WiSE included, and the scores.

@@ -76,6 +76,7 @@ def assert_equal_states(state: dict, other: dict) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_four_ranks_and_one_process_go_on_from_what_two_have_saved(interrupted_pair, launch, process, tmp_path):
     files = max(interrupted_pair.glob("stages/main/checkpoints/step-????????"))

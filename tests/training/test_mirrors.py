@@ -70,6 +70,7 @@ def test_the_tool_gets_config_and_outcome(code, status):
     assert (recorder.params, recorder.status) == ([{"seed": 3}], [status])
 
 
+@pytest.mark.slow
 def test_any_logger_of_lightning_writes_into_the_run_beside_others(launch):
     """CSVLogger, and two loggers at once."""
     plain = "+logger.plain={_target_: lightning.pytorch.loggers.CSVLogger, name: plain}"
@@ -109,6 +110,7 @@ def events(folder):
     return scalars, texts
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs the extra tensorboard")
 @pytest.mark.parametrize("axis", ["steps", "tokens"])
 def test_tensorboard_holds_the_rows_of_every_stage(launch, axis):

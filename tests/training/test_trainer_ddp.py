@@ -54,6 +54,7 @@ def assert_same_run(alone: Path, folder: Path) -> None:
 MIRROR = ["logger=wandb", "logger.wandb.mode=offline"]
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_numbers_of_one_process(launch, monkeypatch, capfd):
     alone = launch("model=moe", *OPTIONS, "trainer.devices=1", root="alone")
     monkeypatch.setattr(ranks, "run_fresh", in_forked_ranks)

@@ -22,6 +22,7 @@ def logged(folder):
     return read(path)
 
 
+@pytest.mark.slow
 def test_tags_and_costs_and_axes_arrive(launch):
     folder = launch("model=moe", *OFFLINE, "logger.wandb.tags=[baseline,small]")
     record, stage = logged(folder), json.loads((folder / "summary.json").read_text())["stages"][0]
@@ -41,6 +42,7 @@ def test_tags_and_costs_and_axes_arrive(launch):
     assert mirrored[columns].tolist() == pytest.approx(own[columns].tolist())
 
 
+@pytest.mark.slow
 def test_stages_have_names_of_their_own_and_tokens_of_the_whole_run(launch):
     folder = launch(*OFFLINE, "logger.wandb.axis=tokens", *TREE)
     record = logged(folder)
@@ -121,6 +123,7 @@ def test_a_value_that_means_nothing_is_refused(launch, capsys, wrong):
     assert wrong.partition("=")[0] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_run_of_its_own_job_type_beside_its_run(launch):
     from kleiber.launch.cli import main as cli
 
@@ -142,6 +145,7 @@ def test_only_a_run_can_be_evaluated_in_wandb(tmp_path, capsys):
     assert "--wandb" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_run_without_wandb_imports_its_client(launch, monkeypatch):
     monkeypatch.setattr(wandb_run, "start_run", lambda *_, **__: pytest.fail("started"))
     launch("logger=csv")

@@ -53,6 +53,7 @@ def test_the_bias_of_a_frozen_router_stays():
     assert router.bias.any()
 
 
+@pytest.mark.slow
 def test_the_bias_evens_the_load_of_a_skewed_router():
     router, x = LossFree(SITE, 8, 2), torch.randn(500, 16)
     x[:, 0] += 2

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from kleiber.charts.scatter import point_names
 from kleiber.charts.theme import KINDS
@@ -78,6 +79,7 @@ def test_equal_differences_at_several_equal_quantities_are_one_line():
     assert "at equal training tokens and parameters" in str(chart.to_dict()["title"])
 
 
+@pytest.mark.slow
 def test_differences_over_tokens_are_drawn_where_there_are_any():
     rows = [
         {"arm": "changed", "against": "plain", "tokens": tokens, "value": -0.1, "lo": -0.2, "hi": 0.0,

@@ -42,6 +42,7 @@ def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_p
     assert any("over 3 cells" in question.text for question in record["claims"] if "p" in question.claim.of)
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_comparison_show_every_method(tmp_path):
     write_study(tmp_path, seeds=2)
     figures = Forgetting().analyze(read_runs(tmp_path)).figures

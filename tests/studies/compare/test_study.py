@@ -276,6 +276,7 @@ def test_a_study_that_is_claims_alone_decides_them(tmp_path, name):
         assert {row["arm"] for row in findings.tables["Differences"]} == set(LOSSES[name]) - {"topk"}
 
 
+@pytest.mark.slow
 def test_figures_and_tables_name_the_measure_that_is_compared(tmp_path):
     runs = two(tmp_path)
     for run in runs:

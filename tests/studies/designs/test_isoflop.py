@@ -40,12 +40,14 @@ def test_without_branches_every_point_is_a_run_of_its_own(context):
     assert len(cells) > len(IsoFLOP(flops=3e14).cells(context))
 
 
+@pytest.mark.slow
 def test_hours_are_flops_by_the_measured_speed(context, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3})
     assert cost(IsoFLOP(hours=2).plan(context), context) == pytest.approx(2 * 3600 * 2 * 2e10, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -60,6 +62,7 @@ def test_a_budget_that_is_none_or_too_small_or_large_is_refused(context, options
         IsoFLOP(**options).cells(context)
 
 
+@pytest.mark.slow
 def test_the_models_of_a_design_are_as_large_as_it_believes(context):
     """Heads keep their width, and their normalisations are parameters: the model's own rule would count others."""
     from kleiber.models.transformer import Transformer

@@ -59,6 +59,7 @@ def test_every_law_is_covered():
     assert set(TRUTH) == set(LAWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TRUTH))
 def test_law_is_recovered_without_noise(name):
     law = LAWS[name]

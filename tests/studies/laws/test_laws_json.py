@@ -87,6 +87,7 @@ def test_without_refits_the_interval_is_near_that_of_the_refits(without, refitte
         assert log_width(without[name]) == pytest.approx(log_width(refitted[name]), rel=0.4)
 
 
+@pytest.mark.slow
 def test_the_level_reaches_every_interval(model, draws, refitted, without):
     for sample, wide in ((None, without), (draws, refitted)):
         narrow = numbers(model, sample, 0.5)

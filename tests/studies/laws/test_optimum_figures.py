@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from kleiber.studies.fitted_law import fit
 from kleiber.studies.laws.optimum_figures import figures
@@ -13,6 +14,7 @@ def rows_of(chart, key: str) -> pd.DataFrame:
     return pd.DataFrame(next(rows for rows in chart.to_dict()["datasets"].values() if key in rows[0]))
 
 
+@pytest.mark.slow
 def test_figures_show_the_groups_and_the_law():
     law = fit(sweep(sizes=[1e7, 3e7, 1e8], ratios=[10, 80], noise=0.0), "hyperparameter", map=ROLES, bootstrap=40)
     charts = law.figures()

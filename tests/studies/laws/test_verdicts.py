@@ -1,6 +1,7 @@
 """Verdicts on identifiability: narrow inputs, dropped terms, no replicates."""
 
 import numpy as np
+import pytest
 
 from kleiber.studies.laws import verdicts
 from kleiber.studies.laws.asymptotics import beta_stability
@@ -28,6 +29,7 @@ def test_a_wide_ladder_raises_nothing():
     assert codes(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 1, 0.002))) == set()
 
 
+@pytest.mark.slow
 def test_sizes_within_a_decade_are_named():
     N = np.repeat(np.geomspace(1e8, 8e8, 5), 4)
     table = {"N": N, "D": N * np.tile(np.geomspace(5, 80, 4), 5)}

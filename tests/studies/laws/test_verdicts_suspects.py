@@ -69,6 +69,7 @@ def test_suspects_stay_unless_asked_and_either_fit_stands_beside_the_other():
     assert kept["params"]["alpha"]["value"] != left["params"]["alpha"]["value"]
 
 
+@pytest.mark.slow
 def test_the_fit_that_was_asked_for_has_one_interval_of_each_number():
     result = record(table({5: 1.04}))
     row = next(row for row in result["with_without"] if row["suspects"] == "with")

@@ -17,6 +17,7 @@ def loss(row: dict) -> float:
     return next(value for key, value in row.items() if key.startswith("val/") and key.endswith("/loss"))
 
 
+@pytest.mark.slow
 def test_the_first_scores_below_it_end_training(launch):
     whole = stage(launch(*OPTIONS))
     target = loss(whole["curve"][1]) + 1e-6

@@ -74,6 +74,7 @@ def test_the_speed_leaves_out_the_first_step_and_the_time_of_other_callbacks(tra
     ]
 
 
+@pytest.mark.slow
 def test_the_wait_for_data_is_a_part_of_the_seconds(launch, monkeypatch):
     """50 ms for each batch."""
     batches = stage.Batches.__iter__

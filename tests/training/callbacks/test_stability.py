@@ -39,6 +39,7 @@ def spikes(folder) -> list[dict]:
     return [row for row in rows if "train/spikes" in row]
 
 
+@pytest.mark.slow
 def test_a_spike_is_printed_once_with_its_step(launch, leaping, capsys):
     leaping(30, 31)
     folder = launch(*OPTIONS)
@@ -177,6 +178,7 @@ def stage_of(folder) -> dict:
     return json.loads((folder / "summary.json").read_text())["stages"][0]
 
 
+@pytest.mark.slow
 def test_every_bound_raises_its_alarm_once(launch, capsys):
     folder = launch(*LOOKS, *(f"callbacks.stability.{key}={bound}" for key, bound in CROSSED.items()))
     text, metrics = capsys.readouterr().err, stage_of(folder)["metrics"]
