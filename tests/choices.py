@@ -25,6 +25,8 @@ NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS["data/task"] = ["objective=sft", TABLES["instruct"][1], 'data.prompt="{question}"', 'data.target="{answer}"']
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized": ["data=counterfactual"]}
+SORTING = ["data=verifiable/sorting", "data.problems=40", "data.held_out=8", "data.lengths=[2]", "model.context=32"]
+NEEDS["objective/grpo"] = [*SORTING, "objective.group=4", "objective.reward={length:1}"]
 NEEDS |= {"data/tokens": ["data.path=IDS", "data.tokenizer=bytes"], "study/explain": ["batch.tokens=480"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kleiber.nn.heads import LMHead
-from kleiber.nn.loss import cross_entropy, log_probs, target_weights
+from kleiber.nn.loss import chunk_rows, cross_entropy, log_probs, target_weights
 from kleiber.types.batch import Batch
 
 ROWS, DIM, VOCAB = 37, 6, 11
@@ -127,3 +127,10 @@ def test_a_target_weighs_the_product_of_its_weight_its_segment_and_whether_it_is
     assert torch.equal(target_weights(Batch(tokens, real=real)), present)
     every = Batch(tokens, weights=weights, segments=segments, real=real)
     assert torch.equal(target_weights(every), weights[:, 1:] * inside * present)
+
+
+@pytest.mark.parametrize(
+    ("device", "vocab", "rows"), [("cpu", 128_256, 256), ("meta", 128_256, 2048), ("meta", 2**22, 256)]
+)
+def test_a_chunk_has_the_rows_that_suit_the_device(device, vocab, rows):
+    assert chunk_rows(torch.empty(vocab, 1, device=device)) == rows

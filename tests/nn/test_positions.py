@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.mup import Site
 from kleiber.nn.positions import Alibi
@@ -53,3 +54,9 @@ def test_value_residual_mixes_the_values_of_the_first_layer_into_later_ones():
     assert first.value_weights is None
     with pytest.raises(ValueError, match="value_residual"):
         second(x, None, None, [])
+
+
+def test_layers_of_a_model_share_one_rotation_and_models_do_not():
+    first, second = (Transformer(11, depth=3, width=32, context=16, num_heads=2) for _ in range(2))
+    assert len({id(block.attention.rope) for block in first.blocks}) == 1
+    assert first.blocks[0].attention.rope is not second.blocks[0].attention.rope

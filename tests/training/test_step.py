@@ -13,7 +13,7 @@ from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import PerSequence, interleaved_moe
 from kleiber.objectives.clm import CLM
-from kleiber.training.step import accumulate, micro_batches, normalize_gradients
+from kleiber.training.step import accumulate, gradient_norms, micro_batches, normalize_gradients, read_numbers
 from kleiber.types.batch import Batch, Penalty
 from kleiber.types.retention import Retention
 
@@ -110,3 +110,13 @@ def test_padded_rows_in_parts_of_like_length_make_the_same_step(rows):
     assert torch.allclose(gradient, other_gradient, atol=1e-4) and loss == pytest.approx(other_loss, abs=1e-5)
     left = dataclasses.replace(batch, real=real.flip(1), tokens=tokens.flip(1))
     assert all(part.tokens.shape[1] == 16 for part in micro_batches(left, 3)), "padding in front is left alone"
+
+
+def test_norms_that_were_read_before_give_the_same_gradients():
+    results = []
+    for is_read in (False, True):
+        weight = torch.nn.Parameter(torch.zeros(2))
+        weight.grad = torch.tensor([30.0, 40.0])
+        norms = read_numbers(gradient_norms([weight])) if is_read else None
+        results.append((normalize_gradients([weight], 7.0, 2, 1.0, norms=norms), weight.grad.tolist()))
+    assert results[0] == results[1] and results[0][0] == pytest.approx(100 / 7)

@@ -18,7 +18,7 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.objectives.clm import CLM
 from kleiber.training.lightning import silence
-from kleiber.training.trainer import Local, checkpoint_activations
+from kleiber.training.trainer import Local, checkpoint_activations, data_sheet_peak
 from kleiber.types.batch import Batch
 
 
@@ -39,6 +39,8 @@ import torch
 from functools import partial
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
+from kleiber.nn.delta import GatedDeltaNet
+from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import NoMixing
 from kleiber.nn.mlp import GELU
 from kleiber.objectives.clm import CLM
@@ -57,17 +59,21 @@ def gradients(prepare, **options):
 
 for options in (
     dict(num_kv_heads=1, attention=partial(WindowAttention, window=5)), dict(mlp=GELU, causal=False, qk_norm=False),
-    dict(attention=NoMixing, tied=False, soft_cap=30.0),
+    dict(attention=NoMixing, tied=False, soft_cap=30.0), dict(attention=partial(GatedDeltaNet, chunk=8)),
 ):
     plain = gradients(lambda model: None, **options)
     for name, found in gradients(lambda model: model.compile(backend="aot_eager", fullgraph=True), **options).items():
         torch.testing.assert_close(found, plain[name], rtol=1e-4, atol=1e-5)
+mixture = Transformer(96, width=64, depth=1, context=32, mlp=partial(interleaved_moe, num_experts=4, k=2))
+mixture.compile(backend="aot_eager", fullgraph=True)
+with torch.autocast("cpu", torch.bfloat16):
+    CLM()(mixture, Batch(torch.randint(96, (2, 33)))).total.backward()
 print("one graph each")
 """
 
 
 @pytest.mark.slow
-def test_a_dense_model_is_one_graph_with_the_same_gradients():
+def test_a_model_is_one_graph_with_the_same_gradients():
     done = subprocess.run([sys.executable, "-c", ONE_GRAPH], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout == "one graph each\n", done.stderr
 
@@ -180,3 +186,15 @@ def test_a_compiled_run_is_the_plain_one_and_keeps_what_it_compiled(launch, proc
     assert loss(second) == loss(first)
     names = [load_file(next(f.glob("**/step-00000006/model.safetensors"))).keys() for f in (plain, first)]
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA B200", 2250e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("NVIDIA A10", 125e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA GeForce GTX 1080", None),
+    ],
+)  # fmt: skip
+def test_a_device_has_the_peak_of_its_data_sheet(name, peak):
+    assert data_sheet_peak(name) == peak

@@ -84,7 +84,8 @@ class Transformer(Model):
         self.parametrization, self.dropout = parametrization, dropout
         std, self.embedding_multiplier = parametrization.embedding(tied)
         self.embedding = nn.Embedding(vocab_size, width, _weight=torch.randn(vocab_size, width) * std)
-        sites = [Site(width, depth, layer, parametrization, context, causal, norm_eps) for layer in range(depth)]
+        first = Site(width, depth, 0, parametrization, context, causal, norm_eps)
+        sites = [replace(first, layer=layer) for layer in range(depth)]
         options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "rope_theta": rope_theta}
         options |= {"positions": "none" if positions == "learned" else positions}
         options = {name: value for name, value in options.items() if value is not None}

@@ -66,7 +66,7 @@ class FullAttention(Attention):
         self.out = site.projection(self.num_heads * self.head_dim)
         self.q_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
-        self.rope = rope(self.head_dim, site.context, rope_theta, positions)
+        self.rope = rope(site, self.head_dim, rope_theta, positions)
         self.alibi = Alibi(self.num_heads) if positions == "alibi" else None
         mixes = value_residual and site.layer > 0
         self.value_weights = nn.Parameter(torch.full((2,), 0.5)) if mixes else None

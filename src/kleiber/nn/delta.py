@@ -209,7 +209,7 @@ def delta_rule(
     decayed_q, last = q * total.exp()[..., None], total[..., -1:]
     to_end = k * (last - total).exp()[..., None]
     s = q.new_zeros(*q.shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
-    outputs = list[Tensor]()
+    outputs: list[Tensor] = []
     for i in range(q.shape[2]):
         written = writes[:, :, i] - reads[:, :, i] @ s
         outputs.append(decayed_q[:, :, i] @ s + pairs[:, :, i] @ written)

@@ -219,15 +219,21 @@ def looped_mm(
     rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
 ) -> Float[Tensor, "rows out"]:
     """As `grouped_mm`, with one product per expert. Rows after those of the last expert become zeros."""
-    expert_sizes = counts.tolist()
+    expert_sizes = counts.cpu().tolist()
     *parts, rest = rows.split([*expert_sizes, len(rows) - sum(expert_sizes)])
     done = [part @ matrix for part, matrix in zip(parts, weight.unbind(0), strict=True)]
     return torch.cat([*done, rest.new_zeros(len(rest), weight.shape[2])])
 
 
 def _grouped_is_legal(rows: Tensor, weight: Tensor) -> bool:
-    """Rows of either operand must be multiples of 16 bytes; fp64 has no kernel, and fp32 none under torch.compile."""
+    """Rows of either operand must be multiples of 16 bytes; fp64 has no kernel, and fp32 none under torch.compile.
+
+    A GPU has a kernel for bf16 alone, from Hopper on: PyTorch's substitute waits for the device six times a layer, and
+    the loop twice.
+    """
     if rows.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if rows.is_cuda and (rows.dtype != torch.bfloat16 or torch.cuda.get_device_capability(rows.device) < (9, 0)):
         return False
     aligned = all(size * rows.element_size() % 16 == 0 for size in weight.shape[1:])
     return aligned and (rows.dtype == torch.bfloat16 or not torch.compiler.is_compiling())

@@ -65,7 +65,7 @@ class LatentAttention(FullAttention):
         self.norm = RMSNorm(self.rank, site.norm_eps)
         self.up = site.hidden(self.rank, self.num_heads * 2 * self.head_dim)
         self.out = site.projection(self.num_heads * self.head_dim)
-        self.rope = rope(self.rotary_dim, site.context, rope_theta, positions)
+        self.rope = rope(site, self.rotary_dim, rope_theta, positions)
         self.alibi = Alibi(self.num_heads) if positions == "alibi" else None
 
     def read(

@@ -20,6 +20,8 @@ from kleiber.nn.precision import autocast_dtype, without_autocast
 from kleiber.types.batch import Batch
 from kleiber.types.model import Head
 
+CPU_ROWS, LOGIT_BYTES = 256, 2**30  # of a chunk; the logits are in fp32
+
 
 class CrossEntropy(NamedTuple):
     """Sums over rows in nats.
@@ -38,16 +40,19 @@ def cross_entropy(
     targets: Int[Tensor, "*axes"],
     weights: Float[Tensor, "*axes"] | None = None,
     z_loss: float = 0.0,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> CrossEntropy:
     """sum_t w_t (-log p(target_t) + z_loss log(Z_t)^2), where log Z_t is the log-normalizer of the (capped) logits.
 
     The forward pass also computes the gradient, chunk by chunk, unless gradients are off; the backward pass only scales
     it. Rows of weight 0 are removed before any product, which makes a GPU report the number of rows once. z-loss:
     Chowdhery et al. 2022, arXiv:2204.02311, section 5.
+
+    chunk  rows whose logits are computed together; None: as many as suit the device (`chunk_rows`)
     """
-    rows, labels = _rows(head.features(hidden), targets, chunk)
+    rows, labels = _rows(head.features(hidden), targets)
     weight, scale = head.weight, None
+    chunk = chunk_rows(weight, chunk)
     if weights is not None:
         kept = weights.flatten().nonzero().squeeze(1)
         if len(kept) < len(rows):
@@ -57,18 +62,34 @@ def cross_entropy(
 
 
 def log_probs(
-    hidden: Float[Tensor, "*axes dim"], head: Head, targets: Int[Tensor, "*axes"], chunk: int = 256
+    hidden: Float[Tensor, "*axes dim"], head: Head, targets: Int[Tensor, "*axes"], chunk: int | None = None
 ) -> Float[Tensor, "*axes"]:
     """log p(target_t) of every row, in nats. The logits are computed again in the backward pass."""
-    rows, labels = _rows(head.features(hidden), targets, chunk)
+    rows, labels = _rows(head.features(hidden), targets)
     weight = head.weight  # read once: an adapted head computes it at each access
-    return _LogProbs.apply(rows, weight, labels, chunk, _plan(rows, weight, head)).view(targets.shape)
+    return _LogProbs.apply(rows, weight, labels, chunk_rows(weight, chunk), _plan(rows, weight, head)).view(
+        targets.shape
+    )
 
 
-def _rows(hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def chunk_rows(weight: Float[Tensor, "vocab features"], chunk: int | None = None) -> int:
+    """Number of rows whose logits are computed together: `chunk`, or as many as suit the device of the weight.
+
+    On a CPU these are 256, whose logits stay in its cache. A GPU has no cache of that size; each chunk starts a dozen
+    kernels there and adds to the whole gradient of the weight, so it takes the rows that have LOGIT_BYTES of logits.
+    Raises ValueError for a chunk below 1.
+    """
+    if chunk is not None:
+        if chunk < 1:
+            raise ValueError(f"chunk={chunk} must be >= 1")
+        return chunk
+    if weight.device.type == "cpu":
+        return CPU_ROWS
+    return max(CPU_ROWS, LOGIT_BYTES // (4 * len(weight)) // CPU_ROWS * CPU_ROWS)
+
+
+def _rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     assert hidden.shape[:-1] == targets.shape, f"hidden {tuple(hidden.shape)}, targets {tuple(targets.shape)}"
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk} must be >= 1")
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
 
 

@@ -110,7 +110,10 @@ class StandardParametrization:
 
 @dataclass(frozen=True)
 class Site:
-    """Position and sizes of a layer in a Transformer, from which a factory sizes and initializes its module."""
+    """Position and sizes of a layer in a Transformer, from which a factory sizes and initializes its module.
+
+    rotations  those of the model's layers so far, by what they depend on: layers with equal ones share their tables
+    """
 
     width: int
     depth: int = 1
@@ -119,6 +122,7 @@ class Site:
     context: int = 256
     causal: bool = True
     norm_eps: float = 1e-5
+    rotations: dict[object, nn.Module] = field(default_factory=dict, compare=False, repr=False)
 
     def hidden(self, fan_in: int, fan_out: int) -> nn.Linear:
         """A bias-free matrix inside a block."""

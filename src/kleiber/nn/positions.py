@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from kleiber.nn.mup import Site
 
 Positions = Literal["rotary", "alibi", "none"]
 
@@ -44,13 +46,16 @@ class Rope(nn.Module):
         return x * cos + torch.cat([x[..., half:], x[..., :half]], -1) * sin
 
 
-def rope(head_dim: int, context: int, theta: float | None, positions: str) -> Rope | None:
+def rope(site: Site, head_dim: int, theta: float | None, positions: str) -> Rope | None:
     """Returns the rotation of a layer with these positions, with a theta of 10,000 by default; None unless they rotate.
 
-    Raises ValueError for a theta without rotary positions.
+    Layers of a model with equal rotations share one. Raises ValueError for a theta without rotary positions.
     """
     if positions == "rotary":
-        return Rope(head_dim, context) if theta is None else Rope(head_dim, context, theta)
+        key = (head_dim, 10000.0 if theta is None else theta)
+        if key not in site.rotations:
+            site.rotations[key] = Rope(head_dim, site.context, key[1])
+        return cast(Rope, site.rotations[key])
     if theta is not None:
         raise ValueError(f"model.rope_theta={theta:g} needs model.positions=rotary, not {positions}: remove it")
     return None

@@ -112,11 +112,6 @@ def full_tensor(value: Tensor) -> Tensor:
     return value.full_tensor() if is_sharded(value) else value
 
 
-def scalar(value: Tensor) -> float:
-    """The value of a tensor with one element, summed over ranks where it is a partial sum on each."""
-    return float(full_tensor(value))
-
-
 @torch.no_grad()
 def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """The sum of the products of all elements of two lists of tensors, in one collective where they are sharded."""

@@ -43,7 +43,7 @@ def loss_with_auxiliary(
             for name, value in auxiliary.items()
         }
     if not isinstance(tokens, Tensor):
-        tokens = torch.tensor(float(tokens), device=total.device)
+        tokens = torch.full((), float(tokens), device=total.device)  # of which, unlike torch.tensor, no copy is awaited
     metrics = {**metrics, **{name: value.detach() for name, value in auxiliary.items()}}
     return Loss(total + auxiliary["loss"] if "loss" in auxiliary else total, tokens, metrics)
 

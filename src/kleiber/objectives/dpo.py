@@ -260,8 +260,9 @@ def row_log_probs(model: Model, batch: Batch) -> tuple[Float[Tensor, "rows"], Fl
     rows = next_token_inputs(batch)
     output = model(rows)
     in_answer = batch.weights[:, 1:] > 0
-    scores = log_probs(output.hidden[in_answer], model.head, batch.tokens[:, 1:][in_answer])
-    sums = scores.new_zeros(len(batch)).index_add(0, in_answer.nonzero()[:, 0], scores)
+    row, column = in_answer.nonzero().unbind(1)
+    scores = log_probs(output.hidden[row, column], model.head, batch.tokens[:, 1:][row, column])
+    sums = scores.new_zeros(len(batch)).index_add(0, row, scores)
     return sums, in_answer.sum(1).to(sums.dtype), output, rows
 
 

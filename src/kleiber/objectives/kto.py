@@ -127,7 +127,7 @@ class KTO(Objective):
         z is the same on all ranks. It replaces column 1 of `reference`.
         """
         ratios = torch.cat([self._mismatched(model, batch) for batch in batches])
-        total, count = all_reduce_together([ratios.sum(), ratios.new_tensor(float(len(ratios)))])
+        total, count = all_reduce_together([ratios.sum(), ratios.new_full((), float(len(ratios)))])
         point = (total / count).clamp(min=0)
         step_batches = []
         for batch in batches:

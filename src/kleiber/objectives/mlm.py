@@ -48,9 +48,9 @@ class MLM(Objective):
         batch = within_context(batch, model.context)
         hidden, targets = self.corrupt(batch)
         output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
-        chosen = targets.flatten()
+        chosen = targets.flatten().nonzero().squeeze(1)
         total, _ = cross_entropy(output.hidden.flatten(0, 1)[chosen], model.head, batch.tokens.flatten()[chosen])
-        count, metrics = chosen.sum().float(), {"ce": total.detach()}
+        count, metrics = targets.sum().float(), {"ce": total.detach()}
         return loss_with_auxiliary(total, count, metrics, output, batch, batch.auxiliary_ratio)
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[Tensor, int | Tensor]:

@@ -64,9 +64,10 @@ class AGEM(Retention):
         reference = list(place_by_name(dict(zip(gradients, whole, strict=True)), model).values())
         product = inner_product(list(gradients.values()), reference)
         squared_norm = inner_product(reference, reference)
-        if product < 0:
-            for g, r in zip(gradients.values(), reference, strict=True):
-                g.sub_(r * (product / squared_norm))
+        # Chosen on the device, so that the host does not wait for the sign.
+        share = torch.where(product < 0, product / squared_norm, 0.0)
+        for g, r in zip(gradients.values(), reference, strict=True):
+            g.sub_(r * share)
         return {"agem": (product < 0).float()}
 
     def reference_gradient(self, model: Model, parameters: list[nn.Parameter], step: int) -> list[Tensor]:

@@ -22,9 +22,11 @@ from kleiber.training.lightning import LeanModule, count_skipped_step
 from kleiber.training.step import (
     Diverged,
     accumulate,
+    gradient_norms,
     micro_batches,
     normalize_gradients,
     rank_errors,
+    read_numbers,
     seed_generators,
 )
 from kleiber.types.batch import Batch, Sums
@@ -124,14 +126,16 @@ class LitLM(LeanModule):
                 for name, value in method.gradients(self.model, step).items():
                     logged[f"retention/{name}"] = value
 
-        means, tokens = sums.means(), sums.values["tokens"].item()
+        means = sums.means()
+        norms = [] if methods else gradient_norms(parameters)  # methods change the gradients first
+        tokens, loss, *read = read_numbers([sums.values["tokens"], means["ce"], *norms])
         if not tokens and self.privacy is None:  # a small batch may have no masked token
             return self.skip_step(optimizer, {**means, "grad_norm": 0.0, "lr": 0.0})
         clip, ranks = self.optimizer.clip, self.trainer.world_size
-        loss, failure, norm = means["ce"].item(), None, math.nan
+        failure, norm = None, math.nan
         try:
             divisor = tokens if self.privacy is None else self.privacy.rows
-            norm = normalize_gradients(parameters, divisor, ranks, clip, change if methods else None)
+            norm = normalize_gradients(parameters, divisor, ranks, clip, change if methods else None, read)
         except Diverged as error:
             failure = error
         if tokens and self.guard is not None and self.guard.refuses(loss, norm):

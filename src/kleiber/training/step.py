@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.config.errors import RankLost, RankTimeout
-from kleiber.nn.sharding import scalar, split_sharded
+from kleiber.nn.sharding import full_tensor, split_sharded
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Penalty, Sums
 from kleiber.types.contracts import Objective
@@ -67,17 +67,17 @@ def micro_batches(batch: Batch, rows: int) -> list[Batch]:
     """
     if len(batch) <= rows or batch.real is None or batch.segments is not None or batch.counterpart is not None:
         return batch.split(rows)
-    lengths = batch.real.sum(1)
+    # The last real column of each row: padding elsewhere than at the end stays.
+    column = torch.arange(1, batch.real.shape[1] + 1, device=batch.real.device)
+    lengths = (batch.real * column).amax(1)
     order = lengths.argsort(descending=True, stable=True)
     parts = batch.map(lambda tensor: tensor[order]).split(rows)
-    return [narrow(part, int(length)) for part, length in zip(parts, lengths[order][::rows], strict=True)]
+    return [narrow(part, width) for part, width in zip(parts, lengths[order][::rows].tolist(), strict=True)]
 
 
 def narrow(batch: Batch, width: int) -> Batch:
-    """Returns the batch cut to its first `width` columns, or the whole batch where a later column has a token."""
+    """Returns the batch cut to its first `width` columns."""
     assert batch.real is not None
-    if bool(batch.real[:, width:].any()):  # padded elsewhere than at the end
-        return batch
     weights = None if batch.weights is None else batch.weights[:, :width]
     return dataclasses.replace(batch, tokens=batch.tokens[:, :width], real=batch.real[:, :width], weights=weights)
 
@@ -157,11 +157,18 @@ def step_counts(
     columns = [[objective.targets(model, batch) for batch in batches]]
     for _, of_method in rows:
         columns += [list(column) for column in zip(*of_method, strict=True)]
-    numbers = [torch.as_tensor(number, device=device).double() for column in columns for number in column]
+    numbers = [on_device(number, device) for column in columns for number in column]
     totals = torch.stack(numbers).view(len(columns), -1).sum(1)
     (totals,) = all_reduce_together([totals])
     targets, *parts = totals.float().split([1, *(len(of_method[0]) for _, of_method in rows)])
     return targets[0], [(method, part) for (method, _), part in zip(rows, parts, strict=True)]
+
+
+def on_device(number: Tensor | float, device: torch.device) -> Tensor:
+    """A number in fp64 on a device. One of the host is no copy that the device would have to wait for."""
+    if isinstance(number, Tensor):
+        return number.to(device, torch.float64)
+    return torch.full((), number, dtype=torch.float64, device=device)
 
 
 def share_auxiliary_ratio(model: Model, objective: Objective, batches: Sequence[Batch]) -> Sequence[Batch]:
@@ -172,7 +179,7 @@ def share_auxiliary_ratio(model: Model, objective: Objective, batches: Sequence[
     if (len(batches) == 1 and world_size() == 1) or not model.routes:
         return batches
     counts = [objective.auxiliary_counts(model, batch) for batch in batches]
-    numbers = [torch.as_tensor(n, device=batches[0].tokens.device).double() for pair in counts if pair for n in pair]
+    numbers = [on_device(number, batches[0].tokens.device) for pair in counts if pair for number in pair]
     if not numbers:
         return batches
     totals = torch.stack(numbers).view(-1, 2).sum(0)
@@ -196,6 +203,7 @@ def normalize_gradients(
     world_size: int,
     clip: float | None,
     change: Callable[[], None] | None = None,
+    norms: Sequence[float] | None = None,
 ) -> float:
     """Divides the gradients by the token count, clips their global norm, and returns the norm before clipping.
 
@@ -204,15 +212,16 @@ def normalize_gradients(
     world_size  number of ranks, over which DistributedDataParallel has averaged the gradients
     clip        largest global norm; None does not clip
     change      called when the gradients are those of the mean loss, before their norm is computed
+    norms       values of `gradient_norms` where the caller has read them; unused with a `change`
     """
-    parts = split_sharded(p.grad for p in parameters if p.grad is not None)
+    parts = gradient_parts(parameters)
     scale = world_size / tokens
     if change is not None:
         for gradients in parts:
             torch._foreach_mul_(gradients, scale)
         change()
-        scale = 1.0
-    norm = math.hypot(*(scalar(torch.nn.utils.get_total_norm(gradients)) for gradients in parts)) * scale
+        scale, norms = 1.0, None
+    norm = math.hypot(*(read_numbers(gradient_norms(parameters)) if norms is None else norms)) * scale
     if not math.isfinite(norm):
         raise Diverged(f"the gradient norm is {norm}")
     if clip is not None and norm > clip:
@@ -221,3 +230,18 @@ def normalize_gradients(
         for gradients in parts:
             torch._foreach_mul_(gradients, scale)
     return norm
+
+
+def gradient_parts(parameters: Sequence[nn.Parameter]) -> list[list[Tensor]]:
+    """The gradients of the parameters, in lists of sharded and of other ones."""
+    return split_sharded(p.grad for p in parameters if p.grad is not None)
+
+
+def gradient_norms(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The norm of each of `gradient_parts`, which a device may have yet to compute."""
+    return [full_tensor(torch.nn.utils.get_total_norm(gradients)) for gradients in gradient_parts(parameters)]
+
+
+def read_numbers(tensors: Sequence[Tensor]) -> list[float]:
+    """The values of tensors with one element each, for all of which the host waits once."""
+    return torch.stack([tensor.detach().double() for tensor in tensors]).cpu().tolist() if tensors else []

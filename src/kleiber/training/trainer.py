@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kleiber.training.lightning import UNUSED, Unprofiled, silence  # isort: skip  # it imports Lightning faster
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,7 +197,9 @@ class DDP(Local):
             return "auto"
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
         timeout = timedelta(seconds=self.rank_timeout)
-        return DDPStrategy(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
+        return DDPStrategy(
+            process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
     def mesh(self) -> DeviceMesh:
         """All ranks as a line, which they join at the first call."""
@@ -255,8 +258,7 @@ def peak_flops(device: torch.device, bf16: bool = False) -> float | None:
     bf16  whether the product on a CPU is one of bf16, as in training with trainer.precision=bf16
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((peak for key, peak in DENSE_BF16_PEAK.items() if key in name), None)
+        return data_sheet_peak(torch.cuda.get_device_name(device))
     # Just large enough to keep all threads busy; a larger product is not faster per FLOP.
     size, best = round(512 * max(1.0, torch.get_num_threads() / 2) ** 0.5), float("inf")
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -272,5 +274,16 @@ def peak_flops(device: torch.device, bf16: bool = False) -> float | None:
     return 2 * size**3 / best
 
 
-# Dense bf16 with fp32 accumulation, NVIDIA data sheets (SXM parts where both exist).
-DENSE_BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+# Dense bf16 with fp32 accumulation in FLOP/s, from NVIDIA's data sheets, by words of the device's name; the first entry
+# whose words are all there holds, so that parts of a family stand before it (the SXM part).
+DENSE_BF16_PEAK = {
+    "B200": 2250e12, "H200 NVL": 835e12, "H200": 989e12, "GH200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
+    "H100": 989e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "A40": 149.7e12, "A30": 165e12, "A10": 125e12,
+    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+
+
+def data_sheet_peak(name: str) -> float | None:
+    """The peak of the device with this name, such as "NVIDIA H100 PCIe"; None for one that is not listed."""
+    words = set(re.split(r"[\s-]+", name))
+    return next((peak for key, peak in DENSE_BF16_PEAK.items() if words >= set(key.split())), None)
