@@ -5,6 +5,8 @@ import json
 import pytest
 
 from kleiber.launch.main import main
+from kleiber.runs import banner
+from kleiber.training.trainer import Local
 
 
 def labelled(text: str) -> dict[str, str]:
@@ -17,31 +19,31 @@ def test_the_banner_names_what_the_run_records(launch, capsys):
     folder = launch("model=moe", "trainer.max_steps=3", "callbacks.samples=null")
     err = capsys.readouterr().err
     stage = json.loads((folder / "summary.json").read_text())["stages"][0]
-    banner = labelled(err)
-    assert f"{stage['params']['total']:,} parameters, {stage['params']['active']:,} active" in banner["model"]
-    assert f"{stage['data']['tokens']:,} training tokens" in banner["data"] and "bytes" in banner["data"]
-    assert f"3 steps of {stage['batch_tokens']:,} tokens" in banner["training"]
-    assert f"{stage['tokens']:,} tokens" in banner["training"]
-    assert banner["validation"].startswith("after the last step, on ")
-    assert banner["device"].startswith("CPU with 1 thread, fp32")
-    assert banner["folder"] == str(folder) and "metrics.csv" in banner["logger"]
-    assert "model=moe trainer.max_steps=3" in banner["resume"]
+    lines = labelled(err)
+    assert f"{stage['params']['total']:,} parameters, {stage['params']['active']:,} active" in lines["model"]
+    assert f"{stage['data']['tokens']:,} training tokens" in lines["data"] and "bytes" in lines["data"]
+    assert f"3 steps of {stage['batch_tokens']:,} tokens" in lines["training"]
+    assert f"{stage['tokens']:,} tokens" in lines["training"]
+    assert lines["validation"].startswith("after the last step, on ")
+    assert lines["device"].startswith("CPU with 1 thread, fp32")
+    assert lines["folder"] == str(folder) and "metrics.csv" in lines["logger"]
+    assert "model=moe trainer.max_steps=3" in lines["resume"]
 
 
 @pytest.mark.slow
 def test_the_banner_lists_every_stage(launch, capsys):
     launch("stages=trunk_and_cooldowns", "stages.branches=[4K,8K]", "callbacks.samples=null")
-    banner = labelled(capsys.readouterr().err)
-    assert "of trunk" in banner["stage 4K"] and {"stage trunk", "stage 8K"} <= banner.keys()
+    lines = labelled(capsys.readouterr().err)
+    assert "of trunk" in lines["stage 4K"] and {"stage trunk", "stage 8K"} <= lines.keys()
 
 
 @pytest.mark.slow
 def test_the_banner_names_the_stages_whose_validations_differ(launch, capsys):
     chain = "stages.chain={one:{budget:{steps:12}},two:{budget:{steps:4}}}"
     launch("stages=chain", chain, "eval.tokens=64", "callbacks.samples=null")
-    banner = labelled(capsys.readouterr().err)
-    assert banner["validation of one"].startswith("every 3 steps, on ") and "validation" not in banner
-    assert banner["validation of two"].startswith("every step, on ")
+    lines = labelled(capsys.readouterr().err)
+    assert lines["validation of one"].startswith("every 3 steps, on ") and "validation" not in lines
+    assert lines["validation of two"].startswith("every step, on ")
 
 
 def test_the_command_that_the_banner_prints_resumes_the_run(launch, capsys, monkeypatch):
@@ -100,3 +102,15 @@ def test_a_dry_run_tells_the_same(launch, capsys, tmp_path):
     out = capsys.readouterr().out
     (files,), (warning,) = texts(out, "files"), texts(out, "warning")
     assert files == "few: 1 file, 800 bytes, 1 document (1 text)" and "budget.tokens=10K is" in warning
+
+
+@pytest.mark.parametrize(
+    ("precision", "amx", "bf16", "advised"),
+    [(32, True, 1.0, "trainer.precision=bf16"), (32, False, 1.0, None), (64, True, 1.0, None),
+     ("bf16", True, 4.0, None), ("bf16", False, 0.5, "trainer.precision=32")],
+)  # fmt: skip
+def test_the_faster_precision_of_the_processor_is_named(monkeypatch, precision, amx, bf16, advised):
+    monkeypatch.setattr(banner, "has_amx", lambda: amx)
+    monkeypatch.setattr(banner, "peak_flops", lambda _, of_bf16: bf16 if of_bf16 else 1.0)
+    lines = banner.precision_advice(Local(precision=precision))
+    assert [advised in line for line in lines] == ([] if advised is None else [True])

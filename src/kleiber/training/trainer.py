@@ -274,6 +274,11 @@ def peak_flops(device: torch.device, bf16: bool = False) -> float | None:
     return 2 * size**3 / best
 
 
+def has_amx() -> bool:
+    """Whether the processor has units for products of bf16 (Intel AMX)."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 # Dense bf16 with fp32 accumulation in FLOP/s, from NVIDIA's data sheets, by words of the device's name; the first entry
 # whose words are all there holds, so that parts of a family stand before it (the SXM part).
 DENSE_BF16_PEAK = {
