@@ -13,12 +13,13 @@ import torch
 from processes import PATIENCE
 from safetensors.torch import load_file
 
+from kleiber.config.errors import ConfigError
 from kleiber.models.generation import generate
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.objectives.clm import CLM
 from kleiber.training.lightning import silence
-from kleiber.training.trainer import Local, checkpoint_activations, data_sheet_peak
+from kleiber.training.trainer import Local, checkpoint_activations, chosen_device, data_sheet_peak
 from kleiber.types.batch import Batch
 
 
@@ -198,3 +199,15 @@ def test_a_compiled_run_is_the_plain_one_and_keeps_what_it_compiled(launch, proc
 )  # fmt: skip
 def test_a_device_has_the_peak_of_its_data_sheet(name, peak):
     assert data_sheet_peak(name) == peak
+
+
+@pytest.mark.parametrize(("name", "gpu", "device"), [(None, True, "cuda"), (None, False, "cpu"), ("cpu", True, "cpu")])
+def test_a_command_computes_on_the_gpu_where_there_is_one(monkeypatch, name, gpu, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert chosen_device(name).type == device
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--device"):
+        chosen_device("gpu")

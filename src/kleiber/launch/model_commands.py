@@ -9,13 +9,17 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from kleiber.config.permissions import permit_data
 from kleiber.records.terminal import print_line
 from kleiber.studies.fit_command import html_path
+
+Device = Annotated[
+    Literal["cpu", "gpu"] | None, typer.Option(help="Where to compute. Default: the GPU where there is one.")
+]
 
 
 def evaluate(
@@ -42,6 +46,7 @@ def evaluate(
     wandb: Annotated[
         bool, typer.Option("--wandb", help="Also log the results of a run to W&B, as a run of the job type eval.")
     ] = False,
+    device: Device = None,
 ) -> None:
     """Evaluate a run or a Hugging Face model. The results of a run are also written to RUN/evals."""
     existing(subject)
@@ -58,7 +63,7 @@ def evaluate(
         raise ValueError(f"{names[0]} must be evals.NAME.KEY=VALUE, or follow --data as a name or path of data")
     settings += [] if tasks is None else [f"evals.harness.tasks=[{tasks}]"]
     settings += [] if task_files is None else [f"evals.harness.task_files='{task_files}'"]
-    results = run_evaluations(subject, evals, names, settings, tokens, limit, stage, json, report)
+    results = run_evaluations(subject, evals, names, settings, tokens, limit, stage, json, report, device)
     if wandb:
         log_to_wandb(subject, results)
     print_line("\n".join(result_lines(results)))
@@ -97,6 +102,7 @@ def generate(
     ] = "bm25",
     data: AllowedData = None,
     json: Annotated[Path | None, typer.Option(help="Write the text and how it was sampled to this JSON file.")] = None,
+    device: Device = None,
 ) -> None:
     """Continue a prompt with a run or a Hugging Face model, and print both."""
     existing(subject)
@@ -104,12 +110,15 @@ def generate(
     from kleiber.records.files import write_json
     from kleiber.runs.completion import Sampling, continue_prompt, open_lookup, to_json
     from kleiber.runs.open import open_model
+    from kleiber.training.trainer import chosen_device
 
     if temperature is None:
         temperature = 1.0 if beams == 1 else 0.0
     sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed, beams)
     lookup = open_lookup(datastore or (), retrieval)
-    continuation = continue_prompt(open_model(subject), prompt, sampling, lookup)
+    run = open_model(subject)
+    run.model.to(chosen_device(device))
+    continuation = continue_prompt(run, prompt, sampling, lookup)
     print_line(prompt, end="")
     begin = time.perf_counter()
     for piece in continuation:
@@ -128,14 +137,17 @@ def chat(
     stop: Stop = None,
     seed: SamplingSeed = 0,
     data: AllowedData = None,
+    device: Device = None,
 ) -> None:
     """Talk to a run or a Hugging Face model. `/reset` forgets the conversation, Ctrl-D ends it."""
     existing(subject)
     permit_data(data or ())
     from kleiber.runs.completion import Chat, Sampling, chat_loop
     from kleiber.runs.open import open_model
+    from kleiber.training.trainer import chosen_device
 
     run = open_model(subject)
+    run.model.to(chosen_device(device))
     objective = run.record.get("objective")
     if objective == "clm":
         print_line(f"{subject} was trained on text, not on conversations (objective=sft trains on them)", err=True)

@@ -23,7 +23,7 @@ from kleiber.records.files import read_json
 from kleiber.records.progress import activity
 from kleiber.runs.chat_template import render
 from kleiber.types import Json, Natural, NonNegative, Positive, Seed, Width
-from kleiber.types.model import Adjust, Model
+from kleiber.types.model import Adjust, Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -84,9 +84,11 @@ class Continuation:
         if sampling.beams > 1:
             self.drawn = iter(self._search(run.model, adjust))
             return
+        device = device_of(run.model)
+        prompt, generator = torch.tensor([self.prompt_ids], device=device), torch.Generator(device)
         self.drawn = stream(
-            run.model, torch.tensor([self.prompt_ids]), sampling.tokens, sampling.temperature, top_p=sampling.top_p,
-            generator=torch.Generator().manual_seed(sampling.seed), eos=run.tokenizer.eos, adjust=adjust,
+            run.model, prompt, sampling.tokens, sampling.temperature, top_p=sampling.top_p,
+            generator=generator.manual_seed(sampling.seed), eos=run.tokenizer.eos, adjust=adjust,
         )  # fmt: skip
 
     def _search(self, model: Model, adjust: Adjust | None) -> list[Tensor]:

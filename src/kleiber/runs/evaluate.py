@@ -79,6 +79,7 @@ def run_evaluations(
     stage: str | None = None,
     json: Path | None = None,
     report: Path | None = None,
+    device: str | None = None,
 ) -> Json:
     """Runs evaluations one after another, writes their results, and returns them in the form of `kleiber eval --json`.
 
@@ -92,7 +93,7 @@ def run_evaluations(
     nodes = compose_evaluations(names, overrides)
     evaluations = build_evaluations(nodes)
     subject, validation_sets, named = open_subject(
-        path, stage, data, None if tokens is None else round(quantity(tokens))
+        path, stage, data, None if tokens is None else round(quantity(tokens)), device
     )
     subject = replace(subject, limit=limit)
     measurements = plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, named)

@@ -28,20 +28,23 @@ from kleiber.runs.plan import batch_samples
 from kleiber.runs.recorded_config import recorded_configs
 from kleiber.runs.stage_evaluation import plan_reading
 from kleiber.training import checkpoint
+from kleiber.training.trainer import chosen_device
 from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model, device_of
 
 
 def open_subject(
-    path: Path, stage: str | None, data: Sequence[str], tokens: int | None
+    path: Path, stage: str | None, data: Sequence[str], tokens: int | None, device: str | None = None
 ) -> tuple[Subject, list[DataSet], list[DataSet]]:
     """Opens the model at `path`, a run, RUN/STAGE or a Hugging Face folder with a tokenizer, and its data.
 
     data    names or paths of data sets; KEY=VALUE among them are the overrides of one more, such as data.path=...
     tokens  targets to score in each data set; None leaves the number to the evaluation
+    device  cpu or gpu; None takes the GPU where there is one
 
     Returns the model, the validation data of the run (built-in text for a Hugging Face folder) and that of `data`.
     """
+    where = chosen_device(device)
     overrides = [text for text in data if "=" in text.partition("://")[0]]  # the query of a URL may have one too
     names = [text for text in data if text not in overrides]
     permit_data(names)
@@ -64,7 +67,8 @@ def open_subject(
     own_names = {part.name for part in validation_sets}
     # The run has held out other text of its own data set than an evaluation of the whole file would.
     named = [next(part for part in validation_sets if part.name == n.name) if n.name in own_names else n for n in named]
-    return move_to_gpu(subject), validation_sets, [*described, *named]
+    subject.model.to(where)
+    return replace(subject, device=where), validation_sets, [*described, *named]
 
 
 def subject_of(run: TrainedModel, tokens: int | None, data: Sequence[str]) -> Subject:
@@ -158,17 +162,6 @@ def native_model(path: Path) -> Transformer | None:
         return from_hf(twin).eval()
     except ValueError:
         return None
-
-
-def move_to_gpu(subject: Subject) -> Subject:
-    """Moves the model of the subject to the GPU if there is one."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return subject
-    device = torch.device("cuda")
-    subject.model.to(device)
-    return replace(subject, device=device)
 
 
 def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:

@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
+from kleiber.config.errors import ConfigError
 from kleiber.data.batches import ALIGN
 from kleiber.data.cache import cache_root
 from kleiber.evals.task_scores import Runtime
@@ -272,6 +273,17 @@ def peak_flops(device: torch.device, bf16: bool = False) -> float | None:
         torch.mm(a, b, out=product)
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of a command that trains nothing, by its --device: cpu or gpu; None takes the GPU where there is one.
+
+    Raises ConfigError for a GPU that is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "gpu" and not available:
+        raise ConfigError("--device gpu, but PyTorch finds no GPU: set --device cpu")
+    return torch.device("cpu" if name == "cpu" or not available else "cuda")
 
 
 def has_amx() -> bool:
