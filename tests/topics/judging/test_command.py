@@ -176,4 +176,5 @@ def test_the_help_of_kleiber_lists_the_command_and_it_has_a_help(capsys):
 
 def test_another_command_does_not_import_it(monkeypatch):
     monkeypatch.setattr(cli, "import_offer", lambda *_: pytest.fail("imported"))
-    cli.add_offered_commands(["runs", "multirun"])
+    command_line = cli.add_offered_commands(["runs", "multirun"])
+    assert [command.name for command in command_line.registered_commands] == ["runs"]
