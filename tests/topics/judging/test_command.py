@@ -134,6 +134,7 @@ def test_a_signal_stops_the_page_with_its_code_and_keeps_what_is_judged(models, 
     assert "stopped" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_judges_in_four_processes_write_every_judgment_once(models, monkeypatch):
     """FAULTS 113."""
     options = ["--simulate", "words:happy", "--annotators", "6", "--noise", "0.3"]
