@@ -1,10 +1,12 @@
-"""Commands `kleiber` that start in milliseconds: forked from a process that has imported PyTorch and Lightning.
+"""Commands `kleiber` that start in milliseconds: forked from a process that has imported what commands import.
 
-A command has the words, folder, variables and files of its caller; what it is forked from has computed nothing.
+A command has the words, folder, variables and files of its caller. What it is forked from has computed nothing with
+PyTorch and started no thread: it has composed a config, and has the scripts of pages from another process.
 """
 
 import array
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from processes import PATIENCE, wait_for
@@ -32,6 +35,33 @@ with socket.socket(socket.AF_UNIX) as server:
     code = int(answer.readline())
 sys.exit(code if code >= 0 else 128 - code)
 """
+
+
+# Without threads of their own, which `datasets` has.
+MODULES = (
+    "altair", "kleiber.launch.cli", "kleiber.launch.sweep", "kleiber.runs.huggingface", "kleiber.studies.report",
+    "kleiber.studies.laws.analysis", "pandas", "scipy.optimize", "scipy.stats", "wandb",
+)  # fmt: skip
+FORKS_WITH = {"jemalloc_bg_thd"}  # threads that a fork does not need: jemalloc, which pyarrow brings, expects forks
+SCRIPTS = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle())"
+
+
+def preload() -> None:
+    """Does what every command would do again in seconds: imports, reading the config files, bundling scripts."""
+    import kleiber.launch.preload  # noqa: F401
+
+    for module in MODULES:
+        import_module(module)
+    from kleiber.charts import page
+    from kleiber.config.compose import Composer
+
+    Composer("train").compose(["experiment=smoke"])
+    bundled = subprocess.run([sys.executable, "-c", SCRIPTS], capture_output=True, check=True, text=True)
+    page.chart_scripts = lambda: bundled.stdout
+    tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
+    assert {task.joinpath("comm").read_text().strip() for task in tasks} <= FORKS_WITH, "a fork would lack a thread"
+    gc.collect()
+    gc.freeze()
 
 
 def receive(caller: socket.socket) -> tuple[list[str], str, dict[str, str], list[int]]:
@@ -60,8 +90,7 @@ def run_command(words: list[str], folder: str, variables: dict[str, str], files:
 
 def serve(address: str) -> None:
     """Runs commands until the process is ended, each in a process of its own that a second one waits for."""
-    import kleiber.launch.preload  # noqa: F401
-
+    preload()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
