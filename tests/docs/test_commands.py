@@ -24,7 +24,12 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WRITTEN = [*sorted(DOCS.rglob("*.md")), *sorted((REPOSITORY / "src/kleiber_topics").glob("*/README.md"))]
 PAGES = [path for path in WRITTEN if ".template" not in path.name and BLOCK.search(path.read_text(encoding="utf-8"))]
 FIRST = ("index.md", "exit_codes.md", "tutorials/first_run.md", "guides/resume.md", "guides/troubleshooting.md")
-LONG = set(PAGES) - {DOCS / name for name in FIRST}
+SHORT = (
+    "docs/guides/stages.md", "docs/guides/wandb_sweep.md", "docs/tutorials/reinforcement_learning.md",
+    "docs/tutorials/translation.md", "src/kleiber_topics/calibration/README.md",
+    "src/kleiber_topics/recall/README.md", "src/kleiber_topics/rewards/README.md",
+)  # fmt: skip
+LONG = set(PAGES) - {DOCS / name for name in FIRST} - {REPOSITORY / name for name in SHORT}
 EXPECTED = re.compile(r"^(?P<command>(?:kleiber|python) [^\n]*?)\s*# exit (?P<code>\d+)$", re.MULTILINE)
 PROLOGUE = """
 set -eu
@@ -102,7 +107,7 @@ def test_the_commands_of_a_page_work(path, forked, tmp_path_factory):
     (folder / "multirun").mkdir()
     for name in ("golden", "results"):  # what a reader of the repository has
         (folder / "multirun" / name).symlink_to(REPOSITORY / "multirun" / name)
-    done = run(script(path.read_text(encoding="utf-8"), path not in LONG), folder, forked)
+    done = run(script(path.read_text(encoding="utf-8"), path in {DOCS / name for name in FIRST}), folder, forked)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
