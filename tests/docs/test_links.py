@@ -67,6 +67,7 @@ def anchors(text: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_links_of_the_site_lead_to_pages_and_their_headings():
     pages = site()
     files = {*pages, *results.figures(REPOSITORY)}
