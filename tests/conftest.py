@@ -31,11 +31,14 @@ hook = jaxtyping.install_import_hook(modules_with_shapes(), "beartype.beartype")
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
+from forked_commands import forked_commands
 from processes import PATIENCE
 from small_run import REPOSITORY, TINY, last_of_each
 
@@ -43,6 +46,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SERVER = ExitStack()
 ALONE = "KLEIBER_TEST_ALONE"  # set in a process that runs a single test
 CHECKED = ("adapters", "data", "evals", "models", "nn", "objectives", "retention", "topics", "types", "test_configs.py")
 
@@ -50,6 +54,18 @@ CHECKED = ("adapters", "data", "evals", "models", "nn", "objectives", "retention
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Checks shapes in the tests of where tensors flow and of every choice; whole runs elsewhere take a third less."""
     jaxtyping.config.update("jaxtyping_disable", item.path.relative_to(Path(__file__).parent).parts[0] not in CHECKED)
+
+
+@cache
+def test_server() -> list[str]:
+    """The words in front of `pytest` that start it in a fork of a process which has imported what tests import."""
+    folder = SERVER.enter_context(tempfile.TemporaryDirectory())
+    return SERVER.enter_context(forked_commands(Path(folder), {**os.environ}))
+
+
+def pytest_unconfigure() -> None:
+    """Ends the server of `test_server`."""
+    SERVER.close()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -62,8 +78,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.get_closest_marker("forks") is None or ALONE in os.environ:
         return None
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "slow or not slow"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins are imported already
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, pyfuncitem.nodeid],
+        [*test_server(), "pytest", *options, pyfuncitem.nodeid],
         cwd=REPOSITORY, env={**os.environ, ALONE: "1"}, capture_output=True, text=True, timeout=4 * PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -21,6 +22,7 @@ from kleiber.types.score import Metrics, Score, described, find_metric
 EPSILON = Score(0.0, better="lower", label="privacy loss ε")
 
 
+@cache
 def evaluation_class(name: str) -> type[Evaluation]:
     """The class of a choice of the config group evals. Raises KeyError for another name."""
     file = find_choice("evals", name)
@@ -49,6 +51,12 @@ def declared(
     key: str, value: float | None, objective: str = "clm", labels: Callable[[str], str] = data_label
 ) -> dict[str, Any]:
     """The score of a key as summary.json has it. Raises KeyError for one that no class declares."""
+    return {**declared_score(key, objective, labels).to_json(), "value": value}
+
+
+@cache
+def declared_score(key: str, objective: str, labels: Callable[[str], str]) -> Score:
+    """The score of a key, of no value. Raises KeyError for one that no class declares."""
     kind, _, rest = key.partition("/")
     score = Score(0.0)
     if kind == "eval":
@@ -73,4 +81,4 @@ def declared(
         if find_metric(groups.get(kind, {}), rest) is None:
             raise KeyError(key)
         score = described(score, groups[kind], rest)
-    return {**score.to_json(), "value": value}
+    return score

@@ -143,7 +143,7 @@ def estimate(found: Mapping[str, object], less: float, family: int) -> Estimate:
 @cache
 def register() -> list[Claim]:
     """Returns the claims of the register."""
-    nodes = yaml.safe_load(REGISTER.read_text(encoding="utf-8"))
+    nodes = yaml.load(REGISTER.read_text(encoding="utf-8"), yaml.CSafeLoader)
     return [
         Claim(group, node["claim"], [Part(**part) for part in node["parts"]], node["measured"])
         for group, rows in nodes.items()

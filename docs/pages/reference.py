@@ -6,13 +6,12 @@ import re
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import get_type_hints
-
-import yaml
+from typing import Any, get_type_hints
 
 from kleiber.config.check import BatchSize, EvalSettings
 from kleiber.config.compose import config_files
 from kleiber.config.stages import Budget
+from kleiber.records.files import read_yaml
 from pages import commands, offered
 from pages.headers import read_header
 from pages.signatures import arguments, descriptions, entries_of, literal, range_of, type_name
@@ -38,6 +37,7 @@ TOP_LEVEL = {
 }
 
 
+@cache
 def pages(repository: Path) -> dict[str, str]:
     """Returns the Markdown of the reference pages by their path in the site."""
     conf = repository / "conf"
@@ -55,7 +55,7 @@ def navigation() -> list[dict[str, str]]:
 
 def top_level_page(conf: Path) -> str:
     """Returns the page of the keys that belong to no group."""
-    values = yaml.safe_load((conf / "train.yaml").read_text(encoding="utf-8"))
+    values = node_of(conf / "train.yaml")
     rows = [[f"`{key}`", kind, "", code(values[key]), meaning] for key, (kind, meaning) in TOP_LEVEL.items()]
     for prefix, plain in {"batch": BatchSize, "budget": Budget, "eval": EvalSettings}.items():
         meanings = entries_of(plain.__doc__ or "")
@@ -148,7 +148,7 @@ def base_of(path: Path) -> tuple[str, str] | None:
         group, choice = match.groups()
         page = "" if group.split("/")[0] == place_of(path).parts[0] else f"{group.split('/')[0]}.md"
         return f"{group}={choice}", f"{page}#{anchor(group, choice)}"
-    for entry in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", []):
+    for entry in node_of(path).get("defaults", []):
         if isinstance(entry, str) and not entry.startswith("_") and (path.parent / f"{entry}.yaml").is_file():
             folder = str(place_of(path).parent)
             return override_of(folder, entry), f"#{anchor(folder, entry)}"
@@ -169,28 +169,35 @@ def key_rows(path: Path, only_own: bool) -> list[list[str]]:
         node, prefix = {"study": node["study"]} if isinstance(node.get("study"), dict) else {}, ""
     rows = rows_of(node, prefix, comments_of(path), ())
     if only_own and prefix:
-        own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        own = node_of(path)
         rows = [row for row in rows if row[0].strip("`").removeprefix(f"{prefix}.").split(".")[0] in own]
     return rows
 
 
 @cache
+def node_of(path: Path) -> dict[str, Any]:
+    """Returns what a config file contains, which may be nothing."""
+    node = read_yaml(path)
+    return node if isinstance(node, dict) else {}
+
+
+@cache
 def values_of(path: Path) -> dict[str, object]:
     """Returns the values of a choice, with those of the choices of the same folder that it inherits from."""
-    node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    node = node_of(path)
     inherited: dict[str, object] = {}
-    for entry in node.pop("defaults", []):
+    for entry in node.get("defaults", []):
         beside = path.parent / f"{entry}.yaml"
         if isinstance(entry, str) and beside.is_file() and not entry.startswith("_"):
             inherited |= values_of(beside)
-    return {**inherited, **node}
+    return {**inherited, **{key: value for key, value in node.items() if key != "defaults"}}
 
 
 @cache
 def comments_of(path: Path) -> dict[tuple[str, ...], str]:
     """Returns the comment behind each key of a file and of the choices that it inherits from, by the key's path."""
     comments: dict[tuple[str, ...], str] = {}
-    for entry in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", []):
+    for entry in node_of(path).get("defaults", []):
         if isinstance(entry, str) and (path.parent / f"{entry}.yaml").is_file():
             comments |= comments_of(path.parent / f"{entry}.yaml")
     stack: list[tuple[int, str]] = []

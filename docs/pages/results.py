@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
@@ -111,7 +111,7 @@ class Study:
     def name(self) -> str:
         return self.folder.name
 
-    @property
+    @cached_property
     def findings(self) -> Json:
         return read_json(self.folder / "findings.json")
 
@@ -160,7 +160,7 @@ def read_study(folder: Path) -> Study:
     """Returns the study of a folder that has findings.json and discussion.md, whose front matter is YAML."""
     text = (folder / "discussion.md").read_text(encoding="utf-8")
     _, front, discussion = text.split("---\n", 2)
-    return Study(folder=folder, discussion=discussion.strip(), **yaml.safe_load(front))
+    return Study(folder=folder, discussion=discussion.strip(), **yaml.load(front, yaml.CSafeLoader))
 
 
 def navigation(repository: Path) -> list[dict[str, str | list[dict[str, str]]]]:
@@ -178,6 +178,7 @@ def path_of(study: Study) -> str:
     return f"results/{study.name}/index.md"
 
 
+@cache
 def pages(repository: Path) -> dict[str, str]:
     """Returns the Markdown of every study's page by its path in the site."""
     texts = {path_of(study): page(study, repository) for study in studies(repository)}

@@ -83,6 +83,7 @@ def test_a_symlog_axis_has_ticks_on_both_sides_of_0():
     assert x["scale"]["type"] == "symlog" and x["axis"]["values"] == [-3, -1, 0, 1, 3, 10, 30]
 
 
+@pytest.mark.slow
 def test_two_panels_of_lines_with_long_names_stand_one_below_the_other():
     def columns(name, panels):
         rows = [{"series": name, "value": 1.0, "lo": 0.5, "hi": 1.5, "panel": panel} for panel in panels]

@@ -167,6 +167,7 @@ def test_a_figure_of_many_rows_is_drawn():
     assert max(len(rows) for rows in chart["datasets"].values()) == 6000
 
 
+@pytest.mark.slow
 def test_the_files_of_a_figure_are_those_of_altair_but_for_the_names_of_fonts_and_what_is_read_out(tmp_path):
     chart = apply_theme(alt.Chart(pd.DataFrame({"x": [1, 2], "y": [3, 5]})).mark_line().encode(x="x:Q", y="y:Q"))
     assert FONTS in to_svg(chart)

@@ -71,6 +71,15 @@ def test_values_share_the_merged_files_of_their_choices_and_only_so_many_are_kep
     assert len(merged) == before and oldest not in merged
 
 
+def test_what_was_read_is_kept_while_another_folder_is_used(tmp_path, monkeypatch):
+    before = Composer().loader.memory
+    (tmp_path / "train.yaml").write_text("seed: 0\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("kleiber.config.compose.conf_dir", lambda: tmp_path)
+        assert Composer().loader.memory is not before
+    assert Composer().loader.memory is before
+
+
 def test_another_composer_remembers_and_sees_a_file_that_has_changed(tmp_path, monkeypatch):
     for name in ("train.yaml", "optimizer/adamw.yaml", "model/gpt.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -71,6 +71,7 @@ def test_one_file_many_shards_and_parquet_have_the_same_tokens(
     assert corpora[-1].name == "shards" and len(split_texts(corpora[0])[1]) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_compressed_shards_give_the_batches_of_one_file(count: int, tmp_path: Path, cache: Path) -> None:
     lines = [json.dumps({"text": f"document {i} " + "river " * (i % 50)}) for i in range(10 * count)]

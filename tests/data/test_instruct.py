@@ -90,6 +90,7 @@ def test_other_columns_are_listed_in_the_error_and_can_be_set(tmp_path: Path, ca
     assert np.array_equal(renamed.train.gather(np.array([0])).tokens, usual.train.gather(np.array([0])).tokens)
 
 
+@pytest.mark.slow
 def test_known_tables(shared: Path, cache: Path) -> None:
     alpaca = Instruct(str(shared / "data/alpaca"), "sample").prepare(512)
     held = alpaca.validation["alpaca-sample"]

@@ -27,6 +27,7 @@ def test_rows_have_the_texts_and_labels_of_the_table(tmp_path: Path, cache: Path
     assert len(corpus.validation["t"]) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tokenizer", "ends"),
     [
@@ -155,6 +156,7 @@ def test_a_vocabulary_is_trained_on_the_texts(tmp_path: Path, cache: Path) -> No
     assert corpus.tokenizer.name == "bpe" and corpus.num_tokens < 0.8 * corpus.num_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "options", "shape"),
     [

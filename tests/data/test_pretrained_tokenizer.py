@@ -31,6 +31,7 @@ def test_bert_and_llama_tokenizers_have_their_own_end_of_text(shared: Path) -> N
     assert llama.decode(llama.encode("Once upon a time")) == "Once upon a time"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "separator"),
     [

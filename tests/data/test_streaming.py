@@ -75,6 +75,7 @@ def test_a_stream_goes_on_anywhere_and_on_any_number_of_ranks(
     assert not any(read_on[1::4]) and not any(read_on[3::4])
 
 
+@pytest.mark.slow
 def test_every_epoch_reads_every_document_once_in_an_order_of_its_own(shards: Path, cache: Path) -> None:
     train = windows(shards, context=32, shuffle_buffer=1)
     text = train.text

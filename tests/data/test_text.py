@@ -123,6 +123,7 @@ def test_an_unknown_value_of_rows_is_refused(tiny: str) -> None:
         text.source()
 
 
+@pytest.mark.slow
 def test_wikitext_from_a_local_copy(
     shared: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_long_line_is_read_in_pieces(tmp_path: Path, cache: Path, monkeypatch:
     assert train_text(corpus).encode() == content[:10_000]
 
 
+@pytest.mark.slow
 def test_a_long_file_in_a_folder_is_read_in_pieces(tmp_path: Path, cache: Path) -> None:
     """FAULTS 80."""
     folder = tmp_path / "folder"

@@ -25,6 +25,7 @@ def ids_of(corpus) -> list[int]:
     return corpus.train.file.ids.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_token_files_equal_the_documents_of_transformers(name: str, shared: Path, tmp_path: Path, cache: Path) -> None:
     from transformers import AutoTokenizer

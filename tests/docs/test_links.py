@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,6 @@ LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"(?ms)^( *)```.*?^\1```$|`[^`\n]*`")
 TOPIC = re.compile(r"topics/(\w+)(?:/|\.md)")  # in a link, below src or in the site
 COMMENT = re.compile(r"(?s)<!--.*?-->")
-WRITTEN = {
-    str(path.relative_to(DOCS)): path.read_text(encoding="utf-8")
-    for path in sorted(DOCS.rglob("*.md"))
-    if not path.name.endswith(SUFFIX)
-}
-GENERATED = {**results.pages(REPOSITORY), **reference.pages(REPOSITORY), **topics.pages(REPOSITORY)}
-SITE = {page: topics.relink(text, page) for page, text in {**WRITTEN, **GENERATED}.items()}
-SITE["results/index.md"] += results.overview(REPOSITORY)
-SITE["topics/index.md"] += topics.overview(REPOSITORY)
 FOLDERS = (".", "docs", "multirun/golden", "multirun/results", "src/kleiber_topics")
 IN_REPOSITORY = sorted(
     path
@@ -31,6 +23,23 @@ IN_REPOSITORY = sorted(
     for path in (REPOSITORY.glob("*.md") if folder == "." else (REPOSITORY / folder).rglob("*.md"))
     if not path.name.endswith(SUFFIX)
 )
+
+
+@cache
+def generated() -> dict[str, str]:
+    """The pages that the site adds, by their path in it."""
+    return {**results.pages(REPOSITORY), **reference.pages(REPOSITORY), **topics.pages(REPOSITORY)}
+
+
+@cache
+def site() -> dict[str, str]:
+    """All pages of the site, by their path in it."""
+    files = [path for path in sorted(DOCS.rglob("*.md")) if not path.name.endswith(SUFFIX)]
+    written = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in files}
+    pages = {page: topics.relink(text, page) for page, text in {**written, **generated()}.items()}
+    pages["results/index.md"] += results.overview(REPOSITORY)
+    pages["topics/index.md"] += topics.overview(REPOSITORY)
+    return pages
 
 
 def links(text: str, folder: str = "") -> list[str]:
@@ -59,16 +68,18 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", SITE)
-def test_links_of_the_site_lead_to_pages_and_their_headings(page):
-    files = {*SITE, *results.figures(REPOSITORY)}
+def test_links_of_the_site_lead_to_pages_and_their_headings():
+    pages = site()
+    files = {*pages, *results.figures(REPOSITORY)}
     files |= {str(path.relative_to(DOCS)) for path in DOCS.rglob("*") if path.suffix in (".png", ".svg", ".ipynb")}
+    headings = {page: anchors(text) for page, text in pages.items()}
     broken = []
-    for target in links(SITE[page], posixpath.dirname(page)):
-        path, _, fragment = target.partition("#")
-        place = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
-        if place not in files or (fragment and fragment not in anchors(SITE[place])):
-            broken.append(target)
+    for page, text in pages.items():
+        for target in links(text, posixpath.dirname(page)):
+            path, _, fragment = target.partition("#")
+            place = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
+            if place not in files or (fragment and fragment not in headings[place]):
+                broken.append((page, target))
     assert broken == []
 
 
@@ -80,7 +91,7 @@ def test_links_of_files_of_the_repository_lead_to_files(path):
 
 
 def test_there_are_figures_in_the_pages_of_results():
-    shown = {target for page in GENERATED for target in links(GENERATED[page]) if target.endswith((".png", ".svg"))}
+    shown = {target for text in generated().values() for target in links(text) if target.endswith((".png", ".svg"))}
     assert {Path(path).name for path in results.figures(REPOSITORY)} == {Path(path).name for path in shown}
 
 
@@ -94,4 +105,4 @@ def test_every_page_is_in_the_navigation_once():
         [*config["nav"], *results.navigation(REPOSITORY), *reference.navigation(), *topics.navigation(REPOSITORY)]
     )
     notebooks = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.ipynb")}
-    assert len(named) == len(set(named)) and {*named} == {*SITE} | notebooks
+    assert len(named) == len(set(named)) and {*named} == {*site()} | notebooks

@@ -10,13 +10,16 @@ from kleiber.config.compose import Composer
 from kleiber.config.errors import ExitCode, Status
 from kleiber.config.targets import SUPPLIED
 
-PAGES = reference.pages(REPOSITORY)
+
+@pytest.fixture(scope="module")
+def pages():
+    return reference.pages(REPOSITORY)
 
 
-def test_every_choice_of_every_group_is_in_the_reference():
+def test_every_choice_of_every_group_is_in_the_reference(pages):
     composer = Composer("train")
     for group in composer.groups():
-        page = PAGES[f"reference/{group.split('/')[0]}.md"]
+        page = pages[f"reference/{group.split('/')[0]}.md"]
         missing = [choice for choice in composer.choices(group) if f"`{group}={choice}`" not in page]
         assert missing == []
 
@@ -71,18 +74,18 @@ def named(group, name, pages):
         ("keys", "| `batch.micro` | int or `auto` | >= 1 | `auto` |"),
     ],
 )
-def test_a_key_has_its_type_range_default_and_meaning(page, row):
-    assert row in PAGES[f"reference/{page}.md"]
+def test_a_key_has_its_type_range_default_and_meaning(pages, page, row):
+    assert row in pages[f"reference/{page}.md"]
 
 
-def test_every_key_of_a_class_that_a_choice_names_is_there():
-    page = PAGES["reference/trainer.md"]
+def test_every_key_of_a_class_that_a_choice_names_is_there(pages):
+    page = pages["reference/trainer.md"]
     for name in signatures.arguments("kleiber.training.Local"):
         assert f"| `trainer.{name}` |" in page
 
 
-def test_values_that_a_run_supplies_are_not_keys():
-    assert not [page for page in PAGES.values() if re.search(r"\.(vocab_size|run_id)` \|.*required", page)]
+def test_values_that_a_run_supplies_are_not_keys(pages):
+    assert not [page for page in pages.values() if re.search(r"\.(vocab_size|run_id)` \|.*required", page)]
 
 
 def test_a_description_may_have_several_lines_and_several_names():

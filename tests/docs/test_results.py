@@ -8,13 +8,17 @@ from pages import figures, results, tables
 from recorded_numbers import numbers, rounds_to
 from small_run import REPOSITORY
 
-PAGES = results.pages(REPOSITORY)
 IMAGE = re.compile(r"(?m)^!\[[^]]*\]\(([^)]+)\)$")
 
 
+@pytest.fixture(scope="module")
+def pages():
+    return results.pages(REPOSITORY)
+
+
 @pytest.mark.parametrize("study", results.studies(REPOSITORY), ids=lambda study: study.name)
-def test_a_page_has_every_table_verdict_and_parameter_of_its_records(study):
-    page = PAGES[f"results/{study.name}/index.md"]
+def test_a_page_has_every_table_verdict_and_parameter_of_its_records(pages, study):
+    page = pages[f"results/{study.name}/index.md"]
     findings = study.findings
     assert study.question in page and study.answer in page
     for title, rows in findings["tables"].items():
@@ -40,7 +44,7 @@ def test_studies_that_are_reported_together_do_not_count_the_runs_of_each_other(
     assert study["six_questions_speed"].cost == "7 runs, 5 min"
 
 
-def test_a_study_whose_number_changes_has_another_page(tmp_path):
+def test_a_study_whose_number_changes_has_another_page(pages, tmp_path):
     study = tmp_path / "multirun/results/routers"
     study.mkdir(parents=True)
     findings = json.loads((REPOSITORY / "multirun/results/routers/findings.json").read_text())
@@ -48,7 +52,7 @@ def test_a_study_whose_number_changes_has_another_page(tmp_path):
     (study / "findings.json").write_text(json.dumps(findings))
     (study / "discussion.md").write_text((REPOSITORY / "multirun/results/routers/discussion.md").read_text())
     assert "12.35" in results.page(results.read_study(study), REPOSITORY)
-    assert "12.35" not in PAGES["results/routers/index.md"]
+    assert "12.35" not in pages["results/routers/index.md"]
 
 
 def test_an_interval_stands_behind_its_estimate():
@@ -79,11 +83,11 @@ def test_a_discussion_shows_its_only_figure_in_git_which_is_small():
     assert max(sizes) <= 60_000 and sum(sizes) <= 4_000_000
 
 
-def test_a_page_has_each_figure_once_and_those_of_its_discussion_in_their_places():
+def test_a_page_has_each_figure_once_and_those_of_its_discussion_in_their_places(pages):
     for study in results.studies(REPOSITORY):
-        shown = IMAGE.findall(PAGES[f"results/{study.name}/index.md"])
-        assert sorted(shown) == study.figures and "<!--" not in PAGES[f"results/{study.name}/index.md"]
-    shown = IMAGE.findall(PAGES["results/forgetting/index.md"])
+        shown = IMAGE.findall(pages[f"results/{study.name}/index.md"])
+        assert sorted(shown) == study.figures and "<!--" not in pages[f"results/{study.name}/index.md"]
+    shown = IMAGE.findall(pages["results/forgetting/index.md"])
     assert shown[:3] == [f"figures/{name}.png" for name in ("matched", "pareto", "trajectory")]
 
 

@@ -34,6 +34,7 @@ def test_equal_models_have_no_distance():
     assert sums.means()["kl"].item() == 0.0
 
 
+@pytest.mark.slow
 def test_distances_after_training_equal_their_definitions():
     start, net = learned(), learned()
     train(net, NEW, 10)

@@ -172,7 +172,6 @@ def test_the_folder_of_a_seed_is_the_same_each_time(tmp_path, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.forks
 def test_no_folder_of_a_stranger_harms_for_20_seconds(tmp_path):
     failures = hostile_runs.run_attacks(tmp_path, range(10_000, 12_000), time.monotonic() + 20)
@@ -192,7 +191,6 @@ def limited(study: Path, name: str) -> hostile_runs.Ended:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.forks
 @pytest.mark.parametrize("name", HOLES)
 def test_a_file_of_3_gib_costs_at_most_300_mib(study, name):
@@ -207,7 +205,6 @@ def test_a_file_of_3_gib_costs_at_most_300_mib(study, name):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.forks
 @pytest.mark.parametrize("bomb", [hostile.archive_bomb, hostile.table_bomb])
 @pytest.mark.parametrize("seed", [0, 1, 5])  # each kind of either once

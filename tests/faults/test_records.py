@@ -15,6 +15,7 @@ def weights(folder) -> str:
     return json.loads(meta.read_text())["sha256"]["model.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -120,7 +120,6 @@ COMMANDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.forks
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_whose_system_calls_fail_says_so(tmp_path, once, cache_dir, command):

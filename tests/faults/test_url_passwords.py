@@ -110,7 +110,6 @@ SWEEPS = {
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.parametrize("kind", SWEEPS)
 def test_the_processes_of_a_command_read_with_it_and_store_none(server, tmp_path, kind):

@@ -71,6 +71,7 @@ def test_levels_lie_between_those_of_one_contrast_and_bonferronis_and_are_reprod
     assert 0.9 < first < 1 - 0.1 / 6
 
 
+@pytest.mark.slow
 def test_forty_contrasts_lie_close_to_what_dunnetts_integral_gives():
     level = level_of_each(many_to_one(40), 82, 0.9)
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)

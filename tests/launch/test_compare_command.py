@@ -195,6 +195,7 @@ def test_two_rows_of_one_run_are_refused(tmp_path):
     assert compared(tmp_path / "t.csv", tmp_path)[0] == 2
 
 
+@pytest.mark.slow
 def test_the_page_has_the_decision_and_the_figure(tmp_path):
     table({"plain": 0.0, "new": -1.0}, 5).to_csv(tmp_path / "t.csv", index=False)
     page = tmp_path / "page.html"

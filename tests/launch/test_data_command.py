@@ -21,6 +21,7 @@ def run(*arguments: object, code: int = 0) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_a_text_is_described(tmp_path, cache_dir):
     file = tmp_path / "t.jsonl"
     file.write_text('{"text": "He is a cook."}\n{"text": "She sat"}\n')

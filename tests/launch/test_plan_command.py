@@ -53,6 +53,7 @@ def _back(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_more_hours_give_a_larger_model_more_tokens_and_a_smaller_loss(speed, tmp_path, capsys):
     short, long = planned(tmp_path, "--hours", "0.1"), planned(tmp_path, "--hours", "2")
     assert short["params"] < long["params"] and short["tokens"] < long["tokens"]
@@ -66,6 +67,7 @@ def test_more_hours_give_a_larger_model_more_tokens_and_a_smaller_loss(speed, tm
     assert capsys.readouterr().out.strip().endswith(long["command"])
 
 
+@pytest.mark.slow
 def test_the_size_is_the_best_of_its_neighbors_and_devices_add_up(speed, tmp_path):
     forecast = planned(tmp_path, "--hours", "1")
     record, form = plan_command.read_law(None)

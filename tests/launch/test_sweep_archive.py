@@ -68,6 +68,7 @@ def moved(study, tmp_path) -> Path:
     return tmp_path / "s"
 
 
+@pytest.mark.slow
 def test_dry_run_counts_archived_runs_as_finished(moved, monkeypatch):
     planned = []
     monkeypatch.setattr("kleiber.launch.price.print_price", planned.append)

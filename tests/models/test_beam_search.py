@@ -33,6 +33,7 @@ def slow_search(model, prompt, new, beams, penalty, stop=None):
     return max(finished + [(score / len(ids) ** penalty, ids) for score, ids in running])[1]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["gpt", "moe", "learned", "latent", "hybrid"])
 def test_prompts_of_unequal_length_are_searched_as_each_alone_without_a_cache(case):

@@ -63,6 +63,7 @@ def test_greedy_decoding_equals_reading_everything_anew(case):
     assert torch.equal(generate(model, prompt, 8, temperature=0.0), ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_prompts_of_unequal_length_are_decoded_as_each_alone(case):
     model, prompts = build(**CASES[case]), [[3], [5, 1, 7, 2], [8, 9]]

@@ -23,6 +23,7 @@ def test_a_device_without_autocast_is_no_error(device):
         assert autocast_dtype(device) is None
 
 
+@pytest.mark.slow
 def test_both_are_part_of_one_compiled_graph():
     def product(x: torch.Tensor) -> torch.Tensor:
         with without_autocast(x.device):

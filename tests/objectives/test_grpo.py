@@ -138,6 +138,7 @@ def scores_of(value: object) -> Callable[..., object]:
     return reward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "told"),
     [

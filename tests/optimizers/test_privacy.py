@@ -49,6 +49,7 @@ def test_the_epsilon_within_a_run_is_that_of_the_end_of_its_fifth():
     assert STEPS.epsilon_within(41, 42) == STEPS.epsilon(42)
 
 
+@pytest.mark.slow
 def test_a_small_epsilon_can_be_spent_with_large_orders():
     """The orders of opacus alone, up to 63, cannot show less than .1029 at this delta, however large the noise."""
     assert PrivateSteps(20.0, 1.0, 1e-5, 0.01, 5000).epsilon(40) < 0.02

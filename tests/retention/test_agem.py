@@ -46,6 +46,7 @@ def test_the_projected_gradient_is_not_opposed_to_the_reference():
     assert met > 0, "the projection was never needed: the test says nothing"
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_mean_gradient_of_this_steps_samples():
     net, method = learned(), begun(4)
     one, two, other = (flat(method.reference_gradient(net, list(net.parameters()), step)) for step in (5, 5, 6))

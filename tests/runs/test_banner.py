@@ -95,6 +95,7 @@ def test_a_budget_that_repeats_the_data_is_named_with_its_value(launch, capsys, 
     assert texts(capsys.readouterr().err, "warning") == []
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_the_same(launch, capsys, tmp_path):
     path = tmp_path / "few.txt"
     path.write_text("a few words of text " * 40)

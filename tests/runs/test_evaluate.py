@@ -83,6 +83,7 @@ def test_names_of_evaluations_are_split_at_commas():
     assert parse_names("routing, perplexity") == ["routing", "perplexity"]
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_is_evaluated_whatever_its_name(shared, cache_dir, tmp_path, capsys):
     source, odd = shared / "data" / "models" / "stories260K", tmp_path / "my model (1), [q]=a'b"
     shutil.copytree(source, odd)

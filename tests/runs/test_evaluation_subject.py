@@ -60,6 +60,7 @@ def test_a_stage_of_a_chain_does_not_continue_the_checkpoints_of_the_stage_befor
     assert earlier_checkpoints(run, "code") == folders[2:3]
 
 
+@pytest.mark.slow
 def test_data_that_settings_describe_is_read_with_the_tokenizer_of_the_run(run, cache_dir, tmp_path):
     path = tmp_path / "other.jsonl"
     path.write_text("".join(f'{{"body": "line {i} of another text"}}\n' for i in range(40)))

@@ -102,6 +102,7 @@ def test_stories260k_imported_starts_a_run_and_is_exported_again(shared, launch,
     torch.testing.assert_close(after, wanted, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_chat_template_and_generation_settings_are_imported_and_exported(shared, launch, tmp_path):
     source, out, back = tmp_path / "source", tmp_path / "run", tmp_path / "back"
     shutil.copytree(shared / "data" / "models" / "stories260K", source)

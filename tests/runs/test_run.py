@@ -174,6 +174,7 @@ def test_seconds_of_training_do_not_include_evaluation(launch, monkeypatch):
     assert late[0] >= 10_000 and stage["seconds"] < 500 and stage["tokens_per_s"] > 512 * 20 / 500
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_marked_in_wandb(launch, monkeypatch):
     def broken(*_):
         raise RuntimeError("a defect")

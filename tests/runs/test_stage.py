@@ -98,6 +98,7 @@ def test_a_run_from_the_checkpoint_of_a_stage_equals_the_next_stage(launch, once
     assert single["matrix"][0] == chained["matrix"][1] and single["baseline"] == chained["matrix"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", [*(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2)), 4])
 def test_an_interrupted_chain_resumes_to_the_same_results(launch, once, chain, interrupted, checkpoints):
     whole = summary(once(*chain))
@@ -166,6 +167,7 @@ def test_the_config_of_a_stage_is_that_of_the_run_with_its_own_keys():
     assert docs["model"] == code["model"] == config["model"] and code["stages"] is None
 
 
+@pytest.mark.slow
 def test_a_budget_of_the_run_is_the_total_of_a_chain_in_its_own_proportion(launch):
     stages = ["stages=chain", "stages.chain={one:{budget:{tokens:4M}},two:{budget:{tokens:1M}}}"]
     folder = launch(*stages, "budget.tokens=5120", "eval.tokens=512", "callbacks.samples=null")

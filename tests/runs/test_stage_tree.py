@@ -41,6 +41,7 @@ def tree(once) -> Path:
     return once(*TREE, *OFTEN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("branch", "steps"), [("5120", 10), pytest.param("15360", 30, marks=pytest.mark.slow)])
 def test_a_branch_equals_a_run_of_that_many_tokens(launch, tree, branch, steps):
     alone = launch(f"budget.steps={steps}", "schedule.warmup_steps=2", "trainer.max_steps=30", *OFTEN, root="alone")

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fake_run import fake_run
 
 from kleiber.config.compose import config_files
 from kleiber.config.targets import build
 from kleiber.records.catalog import Run
+from kleiber.records.files import read_yaml
 from kleiber.studies.claims import Result
 from kleiber.studies.study import Findings, Study
 from kleiber.types import Json
@@ -23,8 +24,15 @@ LOSS = "val/docs/loss"
 
 def declared(name: str, **options: Any) -> Study:
     """A declared study by its name, with other values of some options."""
-    node = yaml.safe_load(config_files()[f"study/{name}"].read_text())["study"]
-    return build({**node, **options})
+    return build({**deepcopy(study_node(name)), **options})
+
+
+@cache
+def study_node(name: str) -> Json:
+    """What the config of a study says of its report."""
+    node = read_yaml(config_files()[f"study/{name}"])
+    assert isinstance(node, dict)
+    return node["study"]
 
 
 def plant(

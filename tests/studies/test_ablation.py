@@ -18,6 +18,7 @@ def runs(tmp_path_factory):
     return write(tmp_path_factory.mktemp("ablation"), gap=lambda x: -0.02 + 0.005 * x)
 
 
+@pytest.mark.slow
 def test_a_planted_gap_is_predicted_and_its_claim_supported(runs):
     found = Ablation().analyze(runs)
     rows = {row["times the largest run"]: row for row in found.tables["Predicted gap"]}
@@ -31,6 +32,7 @@ def test_a_planted_gap_is_predicted_and_its_claim_supported(runs):
     assert found.figures["gap"]().to_dict()["title"]
 
 
+@pytest.mark.slow
 def test_a_gap_that_changes_its_sign_has_its_crossing_in_the_interval(tmp_path):
     runs = write(tmp_path, gap=lambda x: 0.01 * (x - math.log10(3)))
     at, low, high = crossings(ladder_of(read_scales(runs, "plain", "qk_norm")), 0.9)
@@ -57,6 +59,7 @@ def test_arms_with_other_numbers_of_rates_are_not_tested(runs):
     } == {False}
 
 
+@pytest.mark.slow
 def test_a_plain_arm_that_does_not_improve_with_compute_has_no_worth(tmp_path):
     found = Ablation().analyze(write(tmp_path, gap=lambda x: -0.05, slope=0.0))
     assert found.tables["Worth in compute"][0]["value"] is None and "falls too little with compute" in found.answer

@@ -46,6 +46,7 @@ def test_claims_of_several_changes_are_decided_at_one_level():
     assert sum(decided[1]) < sum(decided[0])
 
 
+@pytest.mark.slow
 def test_a_prediction_is_compared_with_the_gap_of_the_same_seed(runs):
     scales = read_scales(runs, "plain", "qk_norm")
     ladder = ladder_of(scales[:-1])

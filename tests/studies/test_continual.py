@@ -109,6 +109,7 @@ def test_who_does_not_regain_the_task_has_no_faster_savings(tmp_path):
     assert decisions(record)["savings"] == "not tested" and decisions(record)["ACC"] == "supported"
 
 
+@pytest.mark.slow
 def test_sequences_over_other_tasks_are_left_out_by_name(study, tmp_path):  # noqa: F811
     write_study(tmp_path / "s", methods=(("none", 0.0), ("ewc", 0.5)))
     folder = write_sequence(tmp_path / "s", "ewc", TASKS, 7, kept=0.9)

@@ -303,6 +303,7 @@ def test_a_refused_law_exits_3_and_predicts_only_if_forced(tmp_path):
     assert run("fit", good, "--bootstrap", 20, "--json", out).exit_code == 0 and not valid(out)["refused"]
 
 
+@pytest.mark.slow
 def test_a_prediction_repeats_what_its_law_failed_at(csv, tmp_path):
     out, at = tmp_path / "laws.json", tmp_path / "prediction.json"
     fit(csv, "--json", out)

@@ -27,6 +27,7 @@ def test_a_folder_of_runs_needs_no_map_and_knows_its_trunks():
     assert "intervals by cluster t" in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_one_or_two_sizes_give_no_exponent_and_no_interval_at_another_size(tmp_path, sizes):
     """Draws begin at the fit and stay near it, so their spread hides that alpha may be anything."""

@@ -49,6 +49,7 @@ def test_a_law_is_that_of_the_command(law, tmp_path):
         load(tmp_path / "short.json")
 
 
+@pytest.mark.slow
 def test_a_law_is_drawn_and_a_figure_that_it_lacks_is_refused(law):
     assert law.plot().to_dict()["title"] and law.plot("residuals").to_dict() != law.plot("fit").to_dict()
     with pytest.raises(ValueError, match="'x'"):

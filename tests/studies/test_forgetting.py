@@ -46,6 +46,7 @@ def test_methods_are_compared_where_they_learned_equally_much(record):
     assert record["seed_noise"]["F"] == pytest.approx(0.004, rel=0.3)
 
 
+@pytest.mark.slow
 def test_claims_are_judged_with_intervals(record):
     steps = [result for result in record["results"] if result.claim.measure == "F" and "replayed" in result.claim.of]
     assert steps and {result.decision for result in steps} == {"supported"}

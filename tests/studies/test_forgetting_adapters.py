@@ -14,6 +14,7 @@ def runs(tmp_path_factory):
     return adapter_runs(tmp_path_factory.mktemp("runs"))
 
 
+@pytest.mark.slow
 def test_each_arm_is_compared_at_its_own_best_rate_and_at_equal_target_loss(runs):
     findings = Forgetting(**OPTIONS).analyze(runs)
     results = {(r.claim.measure, r.claim.equal, r.claim.of["arm"]): r for r in findings.claims if "arm" in r.claim.of}

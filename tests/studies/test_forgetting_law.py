@@ -26,6 +26,7 @@ def record(study):
     return ForgettingLaw(tolerate=0.1, bootstrap=60).fitted(read_runs(study))
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_into_cells(study):
     rows, noise = grid_cells(read_runs(study))
     assert len(rows) == 3 * 2 * 3 * 4 and set(rows["n"]) == {2}
@@ -41,6 +42,7 @@ def test_replay_that_comes_on_top_stands_beside_as_much_new_text(tmp_path):
     assert rows.groupby(rows["D"].round(-4))["p"].nunique().tolist() == [4, 4, 4]
 
 
+@pytest.mark.slow
 def test_the_law_is_found_again(record):
     assert record["main"]["law"] == "replay_grid_ratio"
     for name, value in TRUTH.items():
@@ -136,6 +138,7 @@ def critical_at(record, **options):
     return ForgettingLaw(**options).critical(record["main"], pd.DataFrame(record["rows"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("D", [2.5e5, 1e6])
 def test_one_size_tells_the_share_at_each_amount_of_new_text(one_size, D):
     exact, critical = exact_share(0.1, N=SIZES[0], M=RATIOS[0], D=D), critical_at(one_size, tolerate=0.1, at={"D": D})

@@ -66,6 +66,7 @@ def decayed(tmp_path_factory):
     return read_runs(home)
 
 
+@pytest.mark.slow
 def test_a_swept_weight_decay_has_a_law_too(decayed):
     law = Hyperparameters(bootstrap=200).analyze(decayed).law
     power = law["derived"]["decay_M"]
@@ -85,6 +86,7 @@ def findings(runs):
     return Hyperparameters(bootstrap=200, predict=[{"N": 3.2e5, "D": 1e6}]).analyze(runs)
 
 
+@pytest.mark.slow
 def test_the_planted_power_of_the_rate_and_the_critical_batch_are_in_their_intervals(findings):
     power = findings.law["derived"]["lr_N"]
     assert power["lo"] <= RATE_N <= power["hi"] and power["hi"] - power["lo"] < 0.3

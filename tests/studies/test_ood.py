@@ -39,6 +39,7 @@ def runs(tmp_path_factory):
     return read_runs(folder)
 
 
+@pytest.mark.slow
 def test_slopes_and_distances_are_those_of_the_planted_lines(runs):
     findings = declared("ood").analyze(runs)
     law, german = (row(findings, SLOPES_BY_DATA, data=name) for name in ("law", "German"))
@@ -51,6 +52,7 @@ def test_slopes_and_distances_are_those_of_the_planted_lines(runs):
     assert list(draw_all(findings)) == ["ood_lines", "ood_mixtures"]
 
 
+@pytest.mark.slow
 def test_intervals_of_single_data_sets_hold_together(runs):
     narrow, wide = (declared("ood", level=level).analyze(runs) for level in (0.8, 0.9))
     first, other = (row(findings, SLOPES_BY_DATA, data="law") for findings in (narrow, wide))

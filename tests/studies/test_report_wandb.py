@@ -126,6 +126,7 @@ def test_the_config_of_a_study_is_what_its_runs_share():
     assert mirror.common_config(runs) == {"model.width": 8}
 
 
+@pytest.mark.slow
 def test_a_sweep_mirrors_its_study_when_its_runs_were(study, tmp_path, monkeypatch):
     def train(cfg, folder, overrides):
         (folder / "wandb" / "offline-run-1").mkdir(parents=True)

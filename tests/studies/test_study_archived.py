@@ -52,6 +52,7 @@ def kept(home: Path, place: Path) -> Path:
     return place / home.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["routers", "forgetting", pytest.param("scaling", marks=pytest.mark.slow)])
 def test_a_study_finds_the_same_in_its_rows(tmp_path, name):
     study, fill = STUDIES[name]

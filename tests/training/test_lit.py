@@ -41,6 +41,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(max(folder.glob("stages/main/checkpoints/*/model.safetensors")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 def test_out_of_memory_halves_the_micro_batch_and_gives_the_result_of_the_small_one(launch, memory, capsys, error):
     small = launch(*OPTIONS, "batch.micro=2", root="small")

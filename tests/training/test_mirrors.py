@@ -126,6 +126,7 @@ def test_tensorboard_holds_the_rows_of_every_stage(launch, axis):
         assert any(tag.startswith("final/val/") for tag in scalars)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs the extra tensorboard")
 def test_a_resumed_run_hides_the_events_after_its_checkpoint(launch, interrupted):
     options = ("logger=tensorboard", "callbacks.checkpoints.every=5", "callbacks.log.every=1")

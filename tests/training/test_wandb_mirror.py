@@ -66,6 +66,7 @@ def test_the_model_is_an_artifact_when_it_is_asked_for(launch):
     assert model["paths"] == {"model.safetensors", "meta.json", "config.yaml"}
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_another_one_uses_it(launch):
     base = launch("logger=csv")
     folder = launch(*OFFLINE, "init=checkpoint", f"init.path={base}", "seed=1")

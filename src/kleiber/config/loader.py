@@ -7,6 +7,7 @@ those of Hydra's own loader.
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import re
@@ -33,6 +34,7 @@ SHARED_PROVIDERS = ("main", "extension", "hydra", "schema")
 KEY = re.compile(r"[+~]{0,2}[A-Za-z_][A-Za-z0-9_./@-]*")
 NOT_ONE_TEXT = frozenset("'\"\\`,[]{}$")  # signs of lists, sweeps, quotes and interpolations
 LIMIT = 512  # sets of choices whose merged files are kept, of about 30 kB each
+PLACES = 4  # search paths whose files are kept: with the packages of the reader and without them
 
 
 @dataclass
@@ -40,11 +42,13 @@ class Memory:
     """What has been read from the folders of a search path while their files are as they are.
 
     files    pickled configs by the path of the file, without the folder and the suffix
+    groups   whether there is a group of a name
     merged   pickled merged configs by root config, mode and choices
     choices  choices of each group, by root config
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
+    groups: dict[str, bool] = field(default_factory=dict)
     merged: dict[tuple[object, ...], bytes] = field(default_factory=dict)
     choices: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
@@ -57,8 +61,8 @@ def memory_of(sources: Sequence[ConfigSource]) -> Memory:
     if any(source.provider not in SHARED_PROVIDERS for source in sources):
         return Memory()
     state = tuple((source.scheme(), source.path, files_of(source)) for source in sources)
-    if state not in MEMORIES:
-        MEMORIES.clear()
+    if state not in MEMORIES and len(MEMORIES) >= PLACES:
+        MEMORIES.pop(next(iter(MEMORIES)))
     return MEMORIES.setdefault(state, Memory())
 
 
@@ -110,7 +114,9 @@ class FilesReadOnce(CachingConfigRepository):
     """The configs of a repository, read from `files` where they have been read before."""
 
     def __init__(self, delegate: IConfigRepository, files: dict[str, bytes]) -> None:
-        super().__init__(delegate)
+        # Not a deep copy, as Hydra makes: `initialize_sources` replaces the list of sources, and nothing changes one.
+        self.delegate = copy.copy(delegate)
+        self.cache = {}
         self.files = files
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
@@ -173,7 +179,10 @@ class Loader(ConfigLoaderImpl):
         """Whether Hydra applies an override to the merged files: of a key, or a mapping for a group."""
         if override.is_sweep_override():
             return False
-        return isinstance(override.value(), dict) or not self.repository.group_exists(override.key_or_group)
+        name, groups = override.key_or_group, self.memory.groups
+        if name not in groups:
+            groups[name] = self.repository.group_exists(name)
+        return isinstance(override.value(), dict) or not groups[name]
 
     def _merge(self, config_name: str | None, choices: list[str], run_mode: RunMode) -> DictConfig:
         """Returns a copy of the merged files of these choices."""

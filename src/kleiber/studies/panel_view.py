@@ -7,6 +7,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from kleiber.inference.contrasts import Cell
 from kleiber.studies.claims import (
     EQUAL,
@@ -90,25 +92,41 @@ class View:
         """Returns what people call a value of a key."""
         return next(entry.label(value, short) for entry in self.keys if entry.name == key)
 
-    def chosen(self, rows: Rows, side: Selection) -> Rows:
-        """Returns the rows whose keys have the values of `side`; a value may be a list of them, or {not: [...]}."""
+    def selected(self, rows: Rows, side: Selection) -> np.ndarray:
+        """Returns for each row whether its keys have the values of `side`; a value may be a list, or {not: [...]}."""
+        is_selected = np.full(len(rows), True)
         for key, value in side.items():
             if isinstance(value, list | Mapping):
-                rows = rows[rows[key].isin([*chosen_levels(key, value, self.levels)])]
+                matches = rows[key].isin([*chosen_levels(key, value, self.levels)])
             else:
-                rows = rows[rows[key] == value]
-        return rows
+                matches = rows[key] == value
+            is_selected &= matches.to_numpy()
+        return is_selected
+
+    def chosen(self, rows: Rows, side: Selection) -> Rows:
+        """Returns the rows whose keys have the values of `side`."""
+        return rows[self.selected(rows, side)]
 
     def rows(self, measure: str, side: Selection) -> Rows:
         """Returns the rows of a measure whose keys have the values of `side`."""
-        return self.chosen(self.table[self.table["measure"] == measure], side)
+        return self.table[self.measured(measure) & self.selected(self.table, side)]
+
+    def measured(self, measure: str) -> np.ndarray:
+        """Returns for each row of the table whether it is of a measure."""
+        return (self.table["measure"] == measure).to_numpy()
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The columns of the table, None where a value is missing."""
+        filled = self.table.astype(object).where(self.table.notna(), None)
+        return {str(name): filled[name].to_numpy() for name in filled}
 
     def values(self, measure: str, side: Selection, columns: Sequence[str]) -> dict[tuple[object, ...], float]:
         """Returns the mean of a measure of a side by the values of `columns`."""
-        part = self.rows(measure, side)
-        places = [part[name].astype(object).where(part[name].notna(), None) for name in columns]
+        selected = self.measured(measure) & self.selected(self.table, side)
+        places = [self.columns[name][selected] for name in columns]
         groups: dict[tuple[object, ...], list[float]] = {}
-        for *place, value in zip(*places, part["value"].tolist(), strict=True):
+        for *place, value in zip(*places, self.table["value"].to_numpy()[selected].tolist(), strict=True):
             groups.setdefault(tuple(place), []).append(value)
         return {place: sum(values) / len(values) for place, values in groups.items()}
 

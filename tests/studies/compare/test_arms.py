@@ -157,6 +157,7 @@ def test_loads_are_those_of_the_last_tenth_of_the_stage_and_the_last_count_of_th
     )
 
 
+@pytest.mark.slow
 def test_the_fastest_run_tells_the_time_for_other_work_only_slows(tmp_path):
     for name in "ab":
         write(tmp_path, STUDY, name, 3.0, latency=100.0)

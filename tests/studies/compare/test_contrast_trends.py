@@ -29,6 +29,7 @@ def decided(rows, noise, level=0.9):
     return {result.question.text.partition(",")[0]: result for result in decide_together(trends(rows, noise), level)}
 
 
+@pytest.mark.slow
 def test_trends_are_told_without_a_law(study):
     """Means over the cells of the true law, from end to end of each input."""
     results = decided(*grid_cells(read_runs(study)))

@@ -51,6 +51,7 @@ def test_titles_claim_a_best_rate_and_intervals_only_where_there_are_any():
     assert "interval" not in str(figures.differences({"loss": [gap]}, list(ARMS), 0.9).to_dict()["title"])
 
 
+@pytest.mark.slow
 def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():
     gaps = [
         {"arm": "changed", "against": "plain", "equal": equal, "value": -0.5, "lo": lo, "hi": hi}

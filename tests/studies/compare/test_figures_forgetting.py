@@ -28,6 +28,7 @@ def record(study):
     return ForgettingLaw(tolerate=0.1, bootstrap=60).fitted(read_runs(study))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_top", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_path, on_top):
     write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1], noise=1e-4, on_top=on_top)

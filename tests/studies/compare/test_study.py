@@ -31,6 +31,7 @@ def two(tmp_path, gap=-0.1, **second):
     return read_runs(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gap", "decision", "code"), [pytest.param(-0.1, "supported", 0, marks=pytest.mark.slow), (0.1, "contradicted", 5)]
 )

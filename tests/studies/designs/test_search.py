@@ -86,6 +86,7 @@ def test_trials_that_diverged_go_no_further_and_a_search_without_any_ends(tmp_pa
     assert len(train(tmp_path / "none", design, lambda *at: math.nan)) == 1 and "no trial" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tpe_proposes_better_values_and_a_repeated_command_proposes_the_same(tmp_path):
     design = Search(
         KEYS, trials=30, tokens=["100K", "400K"], finalists=2, seeds=2, controls=0, sampler="tpe", at_once=5

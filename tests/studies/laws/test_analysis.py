@@ -27,6 +27,7 @@ def record():
     return analyze(table(), LAW, Options(bootstrap=60))
 
 
+@pytest.mark.slow
 def test_a_record_satisfies_the_schema(record):
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(without_nonfinite(record), json.loads(SCHEMA.read_text()))

@@ -90,6 +90,7 @@ def test_step_law_keeps_its_rows_and_flags_the_badly_set(fit):
     assert beside == {"with": 1404, "without": 1404 - len(fitted["suspects"])}
 
 
+@pytest.mark.slow
 def test_clark_routed_law_and_its_bias(fit):
     roles = "N=dense_parameter_count,X=num_experts,L=loss_validation,C=flops_per_step"
     fitted = fit("clark_hash.csv", "--law", "clark", "--map", roles, "--backtest", "1e15")

@@ -17,6 +17,7 @@ def random_law(rng):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [6, pytest.param(30, marks=pytest.mark.slow)])
 def test_random_laws_are_recovered(count):
     rng = np.random.default_rng(5)

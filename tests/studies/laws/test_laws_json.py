@@ -57,6 +57,7 @@ def without(model):
     return numbers(model)
 
 
+@pytest.mark.slow
 def test_a_number_has_one_interval_which_is_that_of_the_refits(model, draws, refitted):
     lo, hi = interval(draws.values)
     for j, name in enumerate(model.fit.law.params):
@@ -75,6 +76,7 @@ def test_without_refits_trunks_widen_the_interval_and_its_method_says_so(model, 
         assert log_width(without[name]) > 1.3 * log_width(apart[name])
 
 
+@pytest.mark.slow
 def test_a_derived_quantity_without_refits_has_no_interval_and_stays_identified(without):
     entry = without["a_opt"]
     assert (entry["identified"], entry["lo"], entry["hi"]) == (True, None, None) and "method" not in entry
@@ -103,6 +105,7 @@ def alike_sizes(seed):
     return NoiseModel.of(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), seed, 0.002)))
 
 
+@pytest.mark.slow
 def test_a_flat_parameter_leaves_what_it_moves_unidentified():
     """Refits stay near the fit along a flat profile, so that a_opt scatters little and far from the truth."""
     model = alike_sizes(1)

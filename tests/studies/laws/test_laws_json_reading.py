@@ -52,6 +52,7 @@ def predicted(path, capsys, *options):
     return code, capsys.readouterr().err.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_written_record_is_read_with_its_law(record, tmp_path):
     path = tmp_path / "laws.json"
     laws_json.write(record, path)

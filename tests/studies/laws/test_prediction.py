@@ -31,6 +31,7 @@ def with_misfit(record, rate):
     return {**record, "misfit": {**record["misfit"], "at_one_decade": rate}}
 
 
+@pytest.mark.slow
 def test_the_band_of_a_run_holds_the_interval_of_the_law(record):
     for N in (1e6, 1e7, 1e8, 1e9, 1e10):
         for D in (1e8, 1e9, 8e10, 1e12):

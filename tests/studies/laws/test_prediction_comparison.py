@@ -31,6 +31,7 @@ def test_the_law_that_made_the_rows_is_right_about_new_ones(law):
     assert result["mare"] < 0.01 and abs(result["bias"]) <= result["mare"] and result["run_coverage"] == 1.0
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_each_cells_mean(law):
     output = analysis.predict(law, find("chinchilla"), {"N": 1e9, "D": 2e10})["value"]
     result = compare_with_rows(law, find("chinchilla"), rows([1e9, 1e9], [2e10, 2e10], [output, output * 1.2]), 3.0)

@@ -37,6 +37,7 @@ def least_squares(table, space=None):
     return start.values[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "has_sigma"),
     [

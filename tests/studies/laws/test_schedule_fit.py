@@ -44,6 +44,7 @@ def test_the_noise_of_a_curve_counts_correlated_rows_as_one():
     assert alone.sd == pytest.approx(1e-3, rel=0.1) and together.sd == pytest.approx(1e-3, rel=0.1)
 
 
+@pytest.mark.slow
 def test_spikes_of_a_loss_do_not_move_the_fit():
     table = curves()
     spiked = table.copy()

@@ -46,6 +46,7 @@ def test_a_table_of_rates_without_losses_is_predicted(law, table):
     assert len(lines) == 1 and content["predictions"][-1]["lo"] < content["predictions"][-1]["value"]
 
 
+@pytest.mark.slow
 def test_schedules_of_kleiber_and_tables_of_rates_are_predicted(law, table, tmp_path, capsys):
     law.write(tmp_path / "laws.json")
     command = ["predict", str(tmp_path / "laws.json"), "--schedule"]

@@ -46,6 +46,7 @@ def test_one_schedule_is_refused(table, tmp_path):
     assert main(["predict", str(tmp_path / "laws.json"), "--schedule", "wsd", "--steps", "9000"]) == 3
 
 
+@pytest.mark.slow
 def test_tables_of_several_sizes_are_split_and_reported(table, tmp_path):
     sizes = [table.assign(size=size, loss=table["loss"] + gap) for size, gap in (("a", 0.0), ("b", -0.3))]
     pd.concat(sizes).to_csv(tmp_path / "curves.csv", index=False)

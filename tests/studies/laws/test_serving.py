@@ -56,6 +56,7 @@ def test_without_serving_it_is_the_compute_optimal_model_and_serving_makes_it_sm
     assert Demand(1e12, loss=2.2).optimum(tied)["loss"] == pytest.approx(2.2)
 
 
+@pytest.mark.slow
 def test_bands_contain_the_optimum_of_the_planted_law(law):
     answer = allocate(law.record, law.form, Demand(1e12, loss=2.1))
     truth = Demand(1e12, loss=2.1).optimum(PARAMS)

@@ -60,6 +60,7 @@ def test_runs_of_a_folder_have_the_weights_of_their_data(tmp_path):
     assert done.exit_code == 0 and "12 mixtures of 2 domains" in done.output and "builtin/docs" in done.output
 
 
+@pytest.mark.slow
 def test_a_task_without_signal_ends_with_3(tables):
     frame = scores().assign(acc=np.random.default_rng(0).uniform(0.24, 0.27, 20))
     frame.to_csv(tables / "scores.csv", index=False)

@@ -46,6 +46,7 @@ def test_intervals_cover_on_a_few_tables():
     assert loss >= 7 / 12 and exponent >= 7 / 12, (loss, exponent)
 
 
+@pytest.mark.slow
 def test_the_method_follows_the_rows():
     """Noise is drawn where rows or trunks are few, and resampled where they are many."""
     model = fitted(ladders.twenty())

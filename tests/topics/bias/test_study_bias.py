@@ -74,6 +74,7 @@ def test_a_size_without_its_counterpart_is_not_claimed_and_draws_no_line(runs):
     assert "sizes" not in findings.figures
 
 
+@pytest.mark.slow
 def test_figures_give_an_arm_one_color(runs):
     every = draw_all(declared("bias").analyze(runs))
     assert list(every) == ["arms", "trade_off", "sizes"]

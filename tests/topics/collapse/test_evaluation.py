@@ -55,6 +55,7 @@ def parrot() -> Transformer:
     return model
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_one_sentence_is_found_out(parrot):
     scores = Degeneration(samples=10, prompt_tokens=8).evaluate(subject(parrot)).scores["words"]
     value = {name: score.value for name, score in scores.items()}
@@ -80,6 +81,7 @@ def test_every_metric_has_an_interval_and_the_number_of_samples():
     assert json.loads(json.dumps(result.details)) == json.loads(json.dumps(result.details, sort_keys=True))
 
 
+@pytest.mark.slow
 def test_the_number_of_rows_per_pass_changes_nothing_and_the_seed_does(parrot, monkeypatch):
     assert passes(100, subject(parrot)) == [slice(0, 64), slice(64, 100)]
     monkeypatch.setattr("kleiber_topics.collapse.evaluation.ROWS", 1)

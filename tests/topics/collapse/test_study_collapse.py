@@ -37,6 +37,7 @@ def runs(tmp_path_factory):
     return read_runs(folder)
 
 
+@pytest.mark.slow
 def test_changes_are_within_sizes_and_seeds_and_claims_are_decided(runs):
     findings = declared("collapse").analyze(runs)
     change = row(findings, OVER, arm="generated text alone", parameters=4000, measure=LOSS)
@@ -55,6 +56,7 @@ def test_changes_are_within_sizes_and_seeds_and_claims_are_decided(runs):
     assert claim(findings, "entropy", arm="replace").decision == "not tested", "it was not measured"
 
 
+@pytest.mark.slow
 def test_the_first_generation_is_pooled_once(runs):
     findings = declared("collapse").analyze(runs)
     assert len(rows(findings, MEANS, measure=LOSS)) == 2 * (1 + 2 + 2)
@@ -72,6 +74,7 @@ def test_stages_of_fine_tuning_are_compared_with_the_model_before(runs):
     assert [each["value"] for each in tuned] == pytest.approx([0.4, 0.4])
 
 
+@pytest.mark.slow
 def test_lines_begin_with_the_first_generation_and_show_human_text(runs):
     charts = draw_all(declared("collapse").analyze(runs))
     assert list(charts) == ["generations", "stages"]

@@ -46,6 +46,7 @@ def test_the_keys_have_their_effect(tmp_path: Path, cache: Path) -> None:
         InstructSets({"sums": {"path": "x", "answer": "y"}}).prepare(64)
 
 
+@pytest.mark.slow
 def test_the_shared_sets_are_read(shared: Path, cache: Path, monkeypatch) -> None:
     monkeypatch.setenv("KLEIBER_DATA", str(shared / "data"))
     corpus = InstructSets(max_bytes=40_000).prepare(512)

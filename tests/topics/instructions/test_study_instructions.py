@@ -106,6 +106,7 @@ def test_claims_about_the_start_wait_for_all_runs_and_name_arms_that_there_are(f
         analyzed(folder, [{"arm": "plian", **START, "direction": "lower", "margin": 0.05}])
 
 
+@pytest.mark.slow
 def test_scores_before_and_after_are_in_the_tables_and_figures(findings):
     losses = "Losses before and after tuning"
     before = row(findings, losses, data="TinyStories", arm="replay", moment="before tuning")

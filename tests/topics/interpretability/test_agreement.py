@@ -27,15 +27,20 @@ def write(folder, arm: str, without: str = "", flipped: bool = False, planted: b
         plant(folder, arm, metrics, seed, arm=arm)
 
 
-@pytest.fixture
-def runs(tmp_path):
-    write(tmp_path, "trigger")
-    write(tmp_path, "trigger_lstm", without="rollout")
-    return read_runs(tmp_path)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explained")
+    write(folder, "trigger")
+    write(folder, "trigger_lstm", without="rollout")
+    return read_runs(folder)
 
 
-def test_claims_are_decided_by_differences_within_runs(runs):
-    findings = declared("explain").analyze(runs)
+@pytest.fixture(scope="module")
+def findings(runs):
+    return declared("explain").analyze(runs)
+
+
+def test_claims_are_decided_by_differences_within_runs(findings):
     assert decisions(findings) == ["supported"] * 8, "an LSTM has no attention to roll out"
     assert all(result.claim.equal is None for result in findings.claims), "methods are measured on the same runs"
     gap = claim(findings, "planted_first", {"method": "gradient_x_input"}, arm="trigger", method="occlusion")
@@ -66,8 +71,7 @@ def test_ties_are_left_out_of_the_agreement(tmp_path):
     assert shares["value"] == pytest.approx(0.8)
 
 
-def test_every_method_is_in_the_tables_and_figures(runs):
-    findings = declared("explain").analyze(runs)
+def test_every_method_is_in_the_tables_and_figures(findings):
     first = rows(findings, PLANTED, measure="a cause is ranked first")
     methods = {(each["task"], each["method"]) for each in first}
     assert ("trigger", "attention rollout") in methods and ("trigger, LSTM", "attention rollout") not in methods

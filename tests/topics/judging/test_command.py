@@ -134,6 +134,7 @@ def test_a_signal_stops_the_page_with_its_code_and_keeps_what_is_judged(models, 
     assert "stopped" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_judges_in_four_processes_write_every_judgment_once(models, monkeypatch):
     """FAULTS 113."""
     options = ["--simulate", "words:happy", "--annotators", "6", "--noise", "0.3"]
@@ -176,4 +177,5 @@ def test_the_help_of_kleiber_lists_the_command_and_it_has_a_help(capsys):
 
 def test_another_command_does_not_import_it(monkeypatch):
     monkeypatch.setattr(cli, "import_offer", lambda *_: pytest.fail("imported"))
-    cli.add_offered_commands(["runs", "multirun"])
+    command_line = cli.add_offered_commands(["runs", "multirun"])
+    assert [command.name for command in command_line.registered_commands] == ["runs"]

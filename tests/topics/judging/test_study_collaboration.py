@@ -37,8 +37,12 @@ def runs(tmp_path_factory):
     return read_runs(folder)
 
 
-def test_win_rates_and_changes_are_means_over_seeds(runs):
-    findings = declared("collaboration").analyze(runs)
+@pytest.fixture(scope="module")
+def findings(runs):
+    return declared("collaboration").analyze(runs)
+
+
+def test_win_rates_and_changes_are_means_over_seeds(findings):
     assert len(findings.tables[WINS]) == len(SETTINGS)
     assert all(each["n"] == 4 and each["lo"] < each["value"] < each["hi"] <= 1 for each in findings.tables[WINS])
     assert row(findings, WINS, judgments=800)["value"] == pytest.approx(0.9 + sum(NOISE) / 4)
@@ -48,8 +52,7 @@ def test_win_rates_and_changes_are_means_over_seeds(runs):
     assert before["value"] == pytest.approx(0.02)
 
 
-def test_claims_are_decided_by_planted_differences(runs):
-    findings = declared("collaboration").analyze(runs)
+def test_claims_are_decided_by_planted_differences(findings):
     assert {str(result.decision) for result in findings.claims} == {"supported"} and len(findings.claims) == 9
     values = {
         "wins": (claim(findings, "win_rate", {}, select="random"), 0.4),
@@ -74,8 +77,8 @@ def test_active_choice_is_compared_at_the_same_number_and_noise(tmp_path):
     assert claim(findings, "win_rate", {"select": "random"}).estimate.value == 0
 
 
-def test_figures_show_the_usual_annotators_by_number_and_all_at_one_number(runs):
-    charts = draw_all(declared("collaboration").analyze(runs))
+def test_figures_show_the_usual_annotators_by_number_and_all_at_one_number(findings):
+    charts = draw_all(findings)
     assert list(charts) == ["win_rate", "annotators", "calibration"]
     lines = [each for data in charts["win_rate"]["datasets"].values() for each in data if "at" in each]
     assert {each["series"] for each in lines} == {"pairs by likelihood", "pairs at random"}

@@ -33,6 +33,7 @@ def runs(tmp_path_factory):
     return read_runs(folder)
 
 
+@pytest.mark.slow
 def test_exposure_grows_with_repetitions_and_width_and_falls_with_remedies(runs):
     findings = declared("memorization").analyze(runs)
     assert claim(findings, "exposure", {"repetitions": 1}).decision == "supported"
@@ -65,6 +66,7 @@ def test_intervals_of_shares_end_at_0_and_1(runs):
     assert all(0 <= each["lo"] <= each["hi"] <= 1 for each in shares)
 
 
+@pytest.mark.slow
 def test_figures_leave_out_canaries_that_were_never_planted(runs):
     charts = draw_all(declared("memorization").analyze(runs))
     assert list(charts) == ["exposure", "extracted", "epsilon"]

@@ -54,6 +54,7 @@ def test_claims_are_those_of_the_comparison_and_the_answer_begins_with_the_recal
     assert "full attention 100% [" in findings.answer and "among 16 pairs" in findings.answer
 
 
+@pytest.mark.slow
 def test_every_cell_is_in_the_tables_and_figures_at_the_best_rate(findings):
     cells = findings.tables["Accuracy by length and depth"]
     names = ("full attention, 16 pairs", "LSTM, 16 pairs")

@@ -92,6 +92,7 @@ def test_sizes_are_nested_and_a_larger_store_costs_more():
     assert all(part[f"{method}/seconds_per_token"].value > 0 for method in ("knn", "bm25"))
 
 
+@pytest.mark.slow
 def test_every_key_has_its_effect():
     subject = on_text(tiny_model(), [TEXT[:200]], [OTHER[:200] + TEXT[:100]])
     plain = {"methods": ["knn", "dense"], "exclude_overlap": None, "temperature": 5.0, "interpolation": 0.5}

@@ -20,6 +20,7 @@ def runs(tmp_path_factory):
     return read_runs(folder)
 
 
+@pytest.mark.slow
 def test_claims_are_decided_by_planted_differences(runs):
     findings = declared("retrieval").analyze(runs)
     forgets = claim(findings, "old", {"arm": "base"})
@@ -46,6 +47,7 @@ def test_tables_have_every_arm_way_and_size(runs):
     assert [each["value"] for each in changes] == pytest.approx([-0.05, -0.1]) and len(findings.tables[SIZES]) == 12
 
 
+@pytest.mark.slow
 def test_neighbors_are_compared_at_the_loss_on_the_new_domain_of_the_other_arm(runs):
     (matched,) = declared("retrieval").analyze(runs).tables[MATCHED]
     # Of 2.02 on the new domain, a quarter of the way from weight .2 to .5: 2.35 on the old one, where replay has 2.1.
@@ -63,6 +65,7 @@ def test_the_curve_of_weights_begins_with_the_model_alone(runs):
     assert old_loss_at(points, 2.06) is None and old_loss_at(points, None) is None and old_loss_at([], 2.0) is None
 
 
+@pytest.mark.slow
 def test_ways_that_were_not_evaluated_are_not_claimed(tmp_path):
     plant(tmp_path, arms=("base", "none"), kept=("bm25/",))
     findings = declared("retrieval").analyze(read_runs(tmp_path))
@@ -71,6 +74,7 @@ def test_ways_that_were_not_evaluated_are_not_claimed(tmp_path):
     assert "sizes" not in findings.figures, "there are no nearest neighbors to draw"
 
 
+@pytest.mark.slow
 def test_figures_show_arms_ways_runs_and_weights(runs):
     charts = draw_all(declared("retrieval").analyze(runs))
     assert list(charts) == ["tradeoff", "sizes"]

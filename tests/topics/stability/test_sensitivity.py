@@ -97,6 +97,7 @@ def test_seeds_are_kept_apart():
     assert by_seed == pytest.approx({0: (0.4 + 3.0) / 3, 1: 1.0 / 3})
 
 
+@pytest.mark.slow
 def test_the_figures_have_a_panel_for_each_width(runs):
     charts = draw_all(declared("stability").analyze(runs))
     assert [*charts] == ["loss", "logits"]

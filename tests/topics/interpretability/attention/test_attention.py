@@ -64,6 +64,7 @@ def test_masked_models_have_no_lens_and_no_induction():
     assert not any(name.startswith("lens") for name in results.scores["low"])
 
 
+@pytest.mark.slow
 def test_the_keys_have_their_effect():
     case = subject()
     fewer = Attention(text_tokens=3, period=4, repeats=2, seed=1)
@@ -116,6 +117,7 @@ def test_models_of_transformers_are_refused_by_name():
         Attention().check(model)
 
 
+@pytest.mark.slow
 def test_metrics_without_a_value_are_left_out_and_page_and_figures_are_drawn():
     nowhere = {"previous_token": {0: np.full((3, 2), np.nan)}, "sink": {0: np.array([[0.1, np.nan], [0.3, 0.5]])}}
     scores = head_scores(nowhere)

@@ -97,6 +97,7 @@ def test_an_epoch_of_training_reads_every_row_once(monkeypatch):
     assert sorted(read[:40]) == list(range(40))
 
 
+@pytest.mark.slow
 def test_masked_models_and_those_without_training_text():
     masked = Autoencoder(**SMALL).evaluate(subject(tiny("masked"))).scores["text"]
     assert masked["loss"].value > 0
