@@ -36,7 +36,6 @@ ELSEWHERE = {  # test files that train with a choice, or prepare its data, in pl
     "design/search": "studies/test_search.py",
     "design/arms": "studies/designs/test_grid.py",
     "design/methods": "studies/designs/test_grid_methods.py",
-    "design/pretraining": "studies/designs/test_pretraining.py",
     "design/sequence": "studies/designs/test_sequences.py",
     "design/simplex": "studies/designs/test_simplex.py",
 }

@@ -43,6 +43,15 @@ def find_choice(group: str, name: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def read_choice(group: str, name: str) -> Json:
+    """Returns the content of the file of a choice. Raises ValueError, which lists the choices, if there is none."""
+    file = find_choice(group, name)
+    if file is None:
+        names = list_choices(group)
+        raise ValueError(f"{group}={name} must be one of {', '.join(names)}.{did_you_mean(name, names)}")
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)  # type: ignore[return-value]
+
+
 def config_files() -> dict[str, Path]:
     """Returns the files below the config groups by their place, such as data/canaries: kleiber's first."""
     files: dict[str, Path] = {}

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
         finished_base,
         from_checkpoint,
         parse_lines,
+        seed_levels,
     )
-    from kleiber.studies.designs.grid import kept_arms
+    from kleiber.studies.designs.grid import LR, kept_arms
 
 EXPORTS = {
     "Arms": "grid",
@@ -23,7 +24,6 @@ EXPORTS = {
     "Grid": "grid",
     "IsoFLOP": "isoflop",
     "Methods": "grid",
-    "Pretraining": "pretraining",
     "Search": "search",
     "Sequences": "sequences",
     "Simplex": "simplex",

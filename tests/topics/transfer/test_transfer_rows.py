@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.transfer import score_rows, tuned_rates
+from kleiber_topics.transfer.transfer import score_rows, tuned_rates
 
 from .transfer_runs import paired_runs, write
 

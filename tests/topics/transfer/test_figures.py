@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from kleiber.studies.transfer import Transfer
-from kleiber.studies.transfer_figures import bounded, cell_text, largest_texts
+from kleiber_topics.transfer.figures import bounded, cell_text, largest_texts
+from kleiber_topics.transfer.transfer import Transfer
 
 from .transfer_runs import paired_runs
 

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
+from studies.colors import colors
+from studies.trunk_runs import SIZES, stages_of, trees
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.clm_vs_mlm import LEAST, ClmVsMlm, too_few
 from kleiber.studies.study import PlannedPoint
-
-from .colors import colors
-from .trunk_runs import SIZES, stages_of, trees
+from kleiber_topics.transfer.clm_vs_mlm import LEAST, ClmVsMlm, too_few
 
 
 def test_objectives_compare_slopes_and_not_levels(tmp_path):

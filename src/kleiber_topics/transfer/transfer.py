@@ -13,17 +13,34 @@ from pathlib import Path
 
 import pandas as pd
 
-from kleiber.records.catalog import Run
-from kleiber.studies.claims import Claim, Question, decide_together
-from kleiber.studies.compare.arms import not_ready, read_ladders, untuned
-from kleiber.studies.compare.frontier import best_settings
-from kleiber.studies.compare.measures import score_of
-from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
-from kleiber.studies.compare.rows import SCRATCH, Rows
-from kleiber.studies.decision import as_row, from_row, gaps_by_seed, paired_difference
-from kleiber.studies.statements import FINISH, answer_text, with_intervals_of_claims
-from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
-from kleiber.studies.transfer_tables import (
+from kleiber.records import Run
+from kleiber.studies import (
+    FINISH,
+    SCRATCH,
+    Claim,
+    ClaimStudy,
+    Figures,
+    Findings,
+    PlannedPoint,
+    Question,
+    Rows,
+    answer_text,
+    as_row,
+    best_settings,
+    decide_together,
+    from_row,
+    gaps_by_seed,
+    not_ready,
+    paired_difference,
+    read_ladders,
+    refuse_twin_rows,
+    refuse_twins,
+    score_of,
+    untuned,
+    with_intervals_of_claims,
+)
+from kleiber.types import Config, Json, Row, Share
+from kleiber_topics.transfer.tables import (
     ALL_TASKS,
     NEAR,
     OVERFITTED,
@@ -39,7 +56,6 @@ from kleiber.studies.transfer_tables import (
     text_differences,
     with_means,
 )
-from kleiber.types import Config, Json, Row, Share
 
 MOST_GAINS = 3  # gains that the answer lists
 GROUP = ["task", "kind", "start", "share"]  # what the seeds of a mean have in common
@@ -330,7 +346,7 @@ def tuning(tried: Rows) -> list[Json]:
 
 def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row], level: float) -> Figures:
     """The figures that the runs allow, by name."""
-    from kleiber.studies import transfer_figures as drawing
+    from kleiber_topics.transfer import figures as drawing
 
     charts: Figures = {}
     if any(row["value"] is not None for row in gaps):

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from kleiber.config.check import check_node
+from kleiber.config.errors import ConfigError
 from kleiber.records.catalog import Run, read_runs
-from kleiber.studies.designs.pretraining import Pretraining, hub_name
+from kleiber_topics.transfer.pretraining import Pretraining, hub_name
 
-from ..transfer_runs import write
+from .transfer_runs import write
 
 KINDS = {
     "mlm": {"model": ["model=bert"], "pretrain": ["objective=mlm"], "lrs": [0.003, 0.01], "scratch": [0.002, 0.005]},
@@ -137,9 +139,15 @@ def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch)
             design(**changes)
     assert hub_name(["data=glue/sst2"]) == "nyu-mll/glue" and hub_name(["data=builtin"]) is None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("kleiber.config.hub.reachable", lambda: False)
+    monkeypatch.setattr("kleiber_topics.transfer.pretraining.reachable", lambda: False)
     monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"nyu-mll/glue for sst2.*KLEIBER_DATA.*design\.only"):
         next(design(tasks={"sst2": ["data=glue/sst2"]}).rounds(FakeContext(tmp_path)))
     (tmp_path / "glue").mkdir()
     assert next(design(tasks={"sst2": ["data=glue/sst2"]}).rounds(FakeContext(tmp_path)))
+
+
+def test_a_share_of_no_labels_is_outside_of_the_range():
+    node = {"_target_": "kleiber_topics.transfer.Pretraining", "kinds": KINDS, "sources": SOURCES, "tasks": TASKS}
+    with pytest.raises(ConfigError, match=r"design\.shares=\[0\.0\] must "):
+        check_node("design", {**node, "shares": [0.0]})

@@ -11,18 +11,15 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Gt, Le, MinLen
-from omegaconf import OmegaConf
 
-from kleiber.config import hub
-from kleiber.config.compose import find_choice
-from kleiber.config.errors import did_you_mean
-from kleiber.config.stages import Quantity
-from kleiber.records.catalog import Run
-from kleiber.studies.compare.rows import SCRATCH
-from kleiber.studies.designs.design import (
+from kleiber.config import Quantity, did_you_mean, is_name, local_copy, reachable, read_choice
+from kleiber.records import Run
+from kleiber.studies import SCRATCH
+from kleiber.studies.designs import (
+    LR,
     Cell,
     Level,
     RunSource,
@@ -32,9 +29,8 @@ from kleiber.studies.designs.design import (
     parse_lines,
     seed_levels,
 )
-from kleiber.studies.designs.grid import LR
-from kleiber.studies.transfer import best_base_rate, tuned_rates
 from kleiber.types import Count, Json, Row
+from kleiber_topics.transfer.transfer import best_base_rate, tuned_rates
 
 Lines = Sequence[str]
 
@@ -262,8 +258,8 @@ class Pretraining:
         """Raises ValueError if a hub data set has no local copy and the hub cannot be reached."""
         overrides = {**self.sources, **self.tasks}
         names = {name: hub_name(lines) for name, lines in overrides.items()}
-        absent = {name: path for name, path in names.items() if path and hub.local_copy(path) is None}
-        if absent and not hub.reachable():
+        absent = {name: path for name, path in names.items() if path and local_copy(path) is None}
+        if absent and not reachable():
             listed = ", ".join(f"{path} for {name}" for name, path in absent.items())
             raise ValueError(
                 f"the design needs the data sets {listed}, but the hub cannot be reached: put copies into "
@@ -293,7 +289,5 @@ def select_by_name(choices: Row, only: Sequence[str]) -> Json:
 def hub_name(lines: Lines) -> str | None:
     """Returns the hub name of the data set that the overrides select, or None if it is not a hub data set."""
     values = parse_lines(lines)
-    file = find_choice("data", values.get("data", "builtin"))
-    node: Any = OmegaConf.load(file) if file else {}
-    path = values.get("data.path") or str(node.get("path") or "")
-    return path if path and hub.is_name(path) and not Path(path).exists() else None
+    path = values.get("data.path") or str(read_choice("data", values.get("data", "builtin")).get("path") or "")
+    return path if path and is_name(path) and not Path(path).exists() else None

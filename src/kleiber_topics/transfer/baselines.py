@@ -12,19 +12,29 @@ from functools import partial
 
 import pandas as pd
 
-from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm
-from kleiber.studies.compare.labels import LOSS, arm_from_text, axis_label, readable
-from kleiber.studies.compare.measures import score_of
-from kleiber.studies.compare.places import refuse_planned_twins
-from kleiber.studies.compare.rows import SCRATCH, Rows
-from kleiber.studies.compare.study import Compare, compare
-from kleiber.studies.compare.tables import at_common_budget
-from kleiber.studies.decision import as_row, paired_difference
-from kleiber.studies.study import Figures, Findings, PlannedPoint
-from kleiber.studies.transfer import Transfer, pretrained_arm, score_rows, tuned_scores
-from kleiber.studies.transfer_tables import ALL_TASKS, main_metric
+from kleiber.config import readable
+from kleiber.records import Run
+from kleiber.studies import (
+    LOSS,
+    SCRATCH,
+    Arm,
+    Compare,
+    Figures,
+    Findings,
+    PlannedPoint,
+    Rows,
+    arm_from_text,
+    as_row,
+    at_common_budget,
+    axis_label,
+    compare_arms,
+    paired_difference,
+    refuse_planned_twins,
+    score_of,
+)
 from kleiber.types import Config, Json, Row
+from kleiber_topics.transfer.tables import ALL_TASKS, main_metric
+from kleiber_topics.transfer.transfer import Transfer, pretrained_arm, score_rows, tuned_scores
 
 OBJECTIVES = {"CLM": "predicting next tokens", "MLM": "predicting masked tokens"}
 REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # of evals=[reference]
@@ -64,7 +74,7 @@ class Baselines(Transfer):
         arm_of = arms_of([run.config for run in runs])
         scored = any(is_scored(run) for run in runs)
         further = self.questions_of(runs) if scored else []
-        pretraining = prefixed(compare(runs, self.claimed, lambda run: arm_of(run.config), further))
+        pretraining = prefixed(compare_arms(runs, self.claimed, lambda run: arm_of(run.config), further))
         pretraining = replace(pretraining, figures=self.within_objectives(pretraining.figures, runs, arm_of))
         if not scored:
             return pretraining
@@ -201,15 +211,16 @@ def means_text(rows: Sequence[Row]) -> str:
 
 
 def _draw_arms(name: str, arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str]) -> object:
-    from kleiber.studies.compare import figures
+    from kleiber.studies import side_by_side, tuning
 
-    draw = figures.tuning if name == "pretraining_tuning" else figures.side_by_side
+    draw = tuning if name == "pretraining_tuning" else side_by_side
     return draw(arms, measure, panels)
 
 
 def _draw(differences: Sequence[Row], means: Sequence[Row], level: float) -> object:
     """The figure of all differences in score: a panel for each pair of kinds, a line for each task and for all."""
-    from kleiber.studies.compare.chart_forms import estimates, interval_note
+    from kleiber.charts import estimates
+    from kleiber.studies import interval_note
 
     rows = [{**row, "task": ALL_TASKS} for row in means] + [row for row in differences if row["value"] is not None]
     pairs = list(dict.fromkeys((row["kind"], row["against"]) for row in means))

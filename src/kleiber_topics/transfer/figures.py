@@ -9,20 +9,11 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import KINDS, Chart, kind_color
-from kleiber.studies.compare.chart_forms import (
-    GRAY,
-    estimates,
-    in_rows,
-    interval_note,
-    matrix,
-    span,
-    values_axis,
-)
-from kleiber.studies.compare.labels import readable
-from kleiber.studies.compare.rows import SCRATCH, Rows
-from kleiber.studies.transfer_tables import ALL_TASKS, domain_of, size_of
+from kleiber.charts import GRAY, KINDS, Chart, change_matrix, estimates, in_rows, kind_color, span, values_axis
+from kleiber.config import readable
+from kleiber.studies import SCRATCH, Rows, interval_note
 from kleiber.types import Row
+from kleiber_topics.transfer.tables import ALL_TASKS, domain_of, size_of
 
 LABELS = {"mlm": "masked", "clm": "causal", SCRATCH: "from scratch", "docs": "documentation"}
 PANEL = {"width": 250, "height": 150}
@@ -176,7 +167,7 @@ def gain_matrix(gaps: Sequence[Row]) -> Chart:
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     x = alt.X("task:N", title=None, sort=tasks, axis=alt.Axis(labelAngle=0))
     note = "in parentheses: undecided, the interval includes 0"
-    return matrix(
+    return change_matrix(
         pd.DataFrame(cells), x, alt.Y("domain:N", title=None), "gain", "Score gained by pre-training", subtitle=note
     )
 

@@ -14,17 +14,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kleiber.records.catalog import Run
-from kleiber.studies.claims import Claim, Question, decide_together
-from kleiber.studies.compare.arms import not_ready
-from kleiber.studies.compare.labels import readable
-from kleiber.studies.compare.rows import Rows, seed_means
-from kleiber.studies.decision import Estimate, as_row, estimate_around
-from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.uncertainty import student_quantile
-from kleiber.studies.laws.variance_components import trunk_noise
-from kleiber.studies.statements import answer_text
-from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, finished_rows
+from kleiber.config import readable
+from kleiber.records import Run
+from kleiber.studies import (
+    Array,
+    Claim,
+    Estimate,
+    Findings,
+    IntervalStudy,
+    PlannedPoint,
+    Question,
+    Rows,
+    answer_text,
+    as_row,
+    decide_together,
+    estimate_around,
+    finished_rows,
+    not_ready,
+    seed_means,
+    student_quantile,
+    trunk_noise,
+)
 from kleiber.types import Json, NonNegative
 
 NAMES = ("N", "D")
@@ -159,7 +169,7 @@ def question(rows: Rows, first: Json, other: Json, waiting: str) -> Question:
 
 def figures(rows: Rows) -> Json:
     """The figures of the loss vs size and vs tokens."""
-    from kleiber.charts.theme import format_count, line_chart
+    from kleiber.charts import format_count, line_chart
 
     longest = rows.groupby(["objective", "active"])["tokens"].transform("max")
     ends = rows[rows["tokens"] >= 0.999 * longest]

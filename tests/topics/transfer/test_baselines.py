@@ -5,13 +5,12 @@ import math
 
 import pytest
 from fake_run import fake_run
+from studies.ablation_runs import copied
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.baselines import Baselines, arms_of
 from kleiber.studies.claims import overall
 from kleiber.studies.study import PlannedPoint
-
-from .ablation_runs import copied
+from kleiber_topics.transfer.baselines import Baselines, arms_of
 
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 LOSSES = {"ours": 2.0, "theirs": 2.1}  # at the best rate, .02

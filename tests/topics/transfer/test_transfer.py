@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
+from studies.ablation_runs import copied
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.study import PlannedPoint
-from kleiber.studies.transfer import Transfer
+from kleiber_topics.transfer.transfer import Transfer
 
-from .ablation_runs import copied
 from .transfer_runs import paired_runs, write
 
 

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kleiber.config.stages import quantity
-from kleiber.records.catalog import Run
-from kleiber.studies.compare.measures import score_of
-from kleiber.studies.compare.rows import SCRATCH, Rows
-from kleiber.studies.decision import as_row, interval, paired_difference
+from kleiber.config import quantity
+from kleiber.records import Run
+from kleiber.studies import SCRATCH, Rows, as_row, interval, paired_difference, score_of
 from kleiber.types import Json, Row
 
 ALL_TASKS = "all tasks"  # in place of a task: the mean of the scores over the tasks

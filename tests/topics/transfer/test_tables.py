@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from kleiber.studies.laws.uncertainty import student_quantile
-from kleiber.studies.transfer_tables import equivalent_interval, equivalent_labels, factor_row, text_pairs, with_means
+from kleiber_topics.transfer.tables import equivalent_interval, equivalent_labels, factor_row, text_pairs, with_means
 
 
 def test_labels_needed_are_read_off_the_curve_from_nothing():
