@@ -25,12 +25,20 @@ if TYPE_CHECKING:
         estimate_around,
         from_row,
         gaps_by_seed,
-        interval,
+        mean_interval,
         paired_difference,
     )
-    from kleiber.studies.laws.law import Array
-    from kleiber.studies.laws.uncertainty import student_quantile
+    from kleiber.studies.laws.catalog import find
+    from kleiber.studies.laws.fit import Fit, fit
+    from kleiber.studies.laws.law import Array, Exponent, Law, Part, Shape, describe
+    from kleiber.studies.laws.laws_json import RecordPart
+    from kleiber.studies.laws.prediction import POWER, complete_point, decades_outside, distance_text
+    from kleiber.studies.laws.solve import descend
+    from kleiber.studies.laws.table_laws import TableLaw, TableRecord, parameter_lines, predictions
+    from kleiber.studies.laws.table_roles import Settings, check_range, constant_or_column, numbers, required, row_of
+    from kleiber.studies.laws.uncertainty import interval, interval_ends, percent, student_quantile
     from kleiber.studies.laws.variance_components import trunk_noise
+    from kleiber.studies.laws.verdicts import Verdict
     from kleiber.studies.statements import FINISH, answer_text, with_intervals_of_claims
     from kleiber.studies.study import ClaimStudy, Figures, Findings, IntervalStudy, PlannedPoint, finished_rows
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from kleiber.config import quantity
 from kleiber.records import Run
-from kleiber.studies import SCRATCH, Rows, as_row, interval, paired_difference, score_of
+from kleiber.studies import SCRATCH, Rows, as_row, mean_interval, paired_difference, score_of
 from kleiber.types import Json, Row
 
 ALL_TASKS = "all tasks"  # in place of a task: the mean of the scores over the tasks
@@ -215,7 +215,7 @@ def equivalent_interval(
     grid = np.geomspace(amounts[0], amounts[-1], GRID)
     on_grid = [np.interp(np.log(grid), np.log(amounts), [curve[amount] for amount in amounts]) for curve in curves]
     gaps = np.array(scores)[:, None] - np.array(on_grid)
-    ends = [interval(column.tolist(), level) for column in gaps.T]
+    ends = [mean_interval(column.tolist(), level) for column in gaps.T]
     higher = np.array([lo is not None and lo > 0 for lo, _ in ends])  # the score is that of more labels
     lower = np.array([hi is not None and hi < 0 for _, hi in ends])
     first, last = np.flatnonzero(~higher), np.flatnonzero(~lower)

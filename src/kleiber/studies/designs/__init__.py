@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         Cell,
         Level,
         RunSource,
+        SweepContext,
         Values,
         combine,
         finished_base,
@@ -26,6 +27,5 @@ EXPORTS = {
     "Methods": "grid",
     "Search": "search",
     "Sequences": "sequences",
-    "Simplex": "simplex",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

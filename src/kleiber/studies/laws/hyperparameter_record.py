@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from kleiber.studies.laws.optimum_backtest import backtest_verdicts, backtests
 from kleiber.studies.laws.optimum_prediction import predict
 from kleiber.studies.laws.table import Table, round_down
 from kleiber.studies.laws.uncertainty import interval, student_quantile
-from kleiber.studies.laws.verdicts import Verdict
+from kleiber.studies.laws.verdicts import Verdict, with_verdicts
 from kleiber.types import Json, Row
 from kleiber.types.score import format_interval
 
@@ -118,9 +117,7 @@ def analyze(table: Table, form: HyperparameterLaw, options: Options) -> tuple[Hy
         judged += _disagreements(derived, record["joint"])
         judged += _window_verdict(form, fits, derived)
     record["predictions"] = [predict(record, form, at, options.max_decades) for at in options.predict]
-    record["verdicts"] = [asdict(verdict) for verdict in judged]
-    record["refused"] = any(verdict.level == "refuse" for verdict in judged)
-    return form, record
+    return form, with_verdicts(record, judged)
 
 
 def _estimates(

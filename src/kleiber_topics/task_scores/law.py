@@ -1,6 +1,6 @@
 """The law of a task's score: from parameters N and tokens D through the loss (chained), or directly.
 
-Chained: a loss law L(N, D), then the score as a curve of the loss (`score_curves`). Direct: the score of N and D. The
+Chained: a loss law L(N, D), then the score as a curve of the loss (`curves`). Direct: the score of N and D. The
 route with the smaller error on runs above several cuts in compute is recorded, unless the user names one. Intervals are
 percentiles of refits to the fit plus resampled residuals; the loss and the score of one run are resampled together, so
 correlated errors of the two stages stay correlated. Extrapolations have an additional error on the logit scale, which
@@ -10,27 +10,36 @@ grows with the distance; its prior comes from published tables, and backtests of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.downstream_prediction import logit
-from kleiber.studies.laws.fit import Fit, fit
-from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.prediction import POWER, decades_outside
-from kleiber.studies.laws.score_curves import CURVES, FORMS
-from kleiber.studies.laws.solve import descend
-from kleiber.studies.laws.table_roles import Settings
-from kleiber.studies.laws.task_runs import FEWEST, Runs, read_runs
-from kleiber.studies.laws.uncertainty import interval, percent
-from kleiber.studies.laws.verdicts import Verdict
+from kleiber.studies import (
+    POWER,
+    Array,
+    Fit,
+    Settings,
+    TableLaw,
+    Verdict,
+    decades_outside,
+    descend,
+    find,
+    fit,
+    parameter_lines,
+)
 from kleiber.types import Json, Row
-from kleiber.types.score import format_interval
+from kleiber_topics.task_scores.curves import CURVES, FORMS
+from kleiber_topics.task_scores.prediction import (
+    DownstreamRecord,
+    logit,
+    predict_point,
+    predict_rows,
+    prediction_lines,
+)
+from kleiber_topics.task_scores.runs import FEWEST, Runs, read_runs
 
-ROLES = ("N", "D", "loss", "acc", "floor", "run")
 LOSS_LAW = "chinchilla_tied"  # extrapolates better than two exponents on few runs of published tables
 CUTS = (0.5, 0.65, 0.8)  # fractions of the runs below the cuts of the backtests
 CHANCE = 0.01  # largest p-value of the rank correlation of score and loss
@@ -64,8 +73,8 @@ def fit_route(runs: Runs, route: str, form: str) -> Model:
     return Model(route, loss, fit(curve, runs.inputs(curve), runs.acc, "squared", space="linear"))
 
 
-def fit_table(frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings) -> Json:
-    """Fits the law to a table; returns its record. Raises ValueError for unusable rows."""
+def fit_scores(frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings) -> tuple[Json, list[Verdict]]:
+    """Fits the law to a table; returns its record and verdicts. Raises ValueError for unusable rows."""
     form = settings.form or "sigmoid"
     if form not in FORMS:
         raise ValueError(f"--form {form!r} of law 'downstream' must be one of {', '.join(FORMS)}")
@@ -87,11 +96,7 @@ def fit_table(frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings)
         "misfit": misfit(tests, route), "backtests": tests, "residual_rms": float(np.sqrt(np.mean(
             (model.predict(runs) - runs.acc) ** 2))),
     }  # fmt: skip
-    verdicts = judge(runs, record)
-    return record | {
-        "verdicts": [asdict(verdict) for verdict in verdicts],
-        "refused": any(verdict.level == "refuse" for verdict in verdicts),
-    }
+    return record, judge(runs, record)
 
 
 def _domain(runs: Runs) -> dict[str, list[float]]:
@@ -206,12 +211,18 @@ def lines(record: Row) -> list[str]:
         f"{record['n']} runs fitted, residual rms {record['residual_rms']:.3g}, route by {record['chosen_by']}",
     ]
     for stage in filter(None, (record["loss"], record["score"])):
-        values = np.array(stage["draws"]).reshape(-1, len(stage["params"]))
-        ends = interval(values, record["level"]) if len(values) else None
-        for j, (name, value) in enumerate(stage["params"].items()):
-            text = f"   {percent(record['level'])} {format_interval(ends[0][j], ends[1][j], '.4g')}" if ends else ""
-            out.append(f"  {name:<10} {value:.5g}{text}")
+        draws = np.array(stage["draws"]).reshape(-1, len(stage["params"]))
+        out += parameter_lines([*stage["params"]], [*stage["params"].values()], draws, record["level"], 10)
     for test in record["backtests"]:
         errors = ", ".join(f"{name} {error:.3f}" for name, error in {**test["mae"], **test["naive"]}.items())
         out.append(f"  backtest C < {test['cut']:.3g}: mean absolute error on {test['n_test']} runs: {errors}")
     return out
+
+
+def downstream() -> TableLaw:
+    """The law of `kleiber fit --law downstream`."""
+    return TableLaw(
+        roles=("N", "D", "loss", "acc", "floor", "run"), options=("form", "route"), record=DownstreamRecord,
+        fit=fit_scores, lines=lines, predict_rows=predict_rows, predict_point=predict_point,
+        prediction_lines=prediction_lines,
+    )  # fmt: skip

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.mixture_forms import Form, best_mixtures, degrees, fit_form, refit
+from kleiber_topics.mixtures.forms import Form, best_mixtures, degrees, fit_form, refit
 
-from .mixture_tables import mixtures
+from .tables import mixtures
 
 
 def read(name, losses=1, noise=0.0):

@@ -15,14 +15,20 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, FiniteFloat, model_validator
 
-from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.laws_json import NonNegative, Part
-from kleiber.studies.laws.mixture_forms import Form, best_mixtures
-from kleiber.studies.laws.table_roles import check_range, numbers, required, row_of
-from kleiber.studies.laws.uncertainty import interval, interval_ends, percent
-from kleiber.studies.laws.verdicts import Verdict
-from kleiber.types import Json, Row
-from kleiber.types.score import format_interval
+from kleiber.studies import (
+    Array,
+    TableRecord,
+    check_range,
+    interval,
+    interval_ends,
+    numbers,
+    percent,
+    predictions,
+    required,
+    row_of,
+)
+from kleiber.types import Json, NonNegative, Row, format_interval
+from kleiber_topics.mixtures.forms import Form, best_mixtures
 
 SUM = 0.01  # largest difference of the sum of weights from 1, by their rounding
 
@@ -91,14 +97,8 @@ def predict_rows(record: Row, frame: pd.DataFrame, roles: Mapping[str, str]) -> 
     inputs = design(frame, roles, weights, record["inputs"])
     model = Model(record)
     value, runs = model.mean(inputs), model.runs(inputs)
-    ends = interval(runs, record["level"]) if len(runs) else None
-    rows: list[Json] = [
-        {
-            "at": dict(zip(record["columns"], weights[i].tolist(), strict=True)), "value": float(value[i]),
-            "lo": None if ends is None else float(ends[0][i]), "hi": None if ends is None else float(ends[1][i]),
-        }
-        for i in range(len(frame))
-    ]  # fmt: skip
+    at = [dict(zip(record["columns"], mixture.tolist(), strict=True)) for mixture in weights]
+    rows = predictions(at, value, runs, record["level"])
     pattern = roles.get("loss", "loss")
     losses = record["losses"] if "*" in pattern else [pattern]
     if any(name not in frame.columns for name in losses):
@@ -178,13 +178,11 @@ def prediction_lines(record: Row, prediction: Row) -> list[str]:
     return [*out, f"gain over {against}: {ends(prediction['gain'])}: {verdict[prediction['better']]}"]
 
 
-class MixtureRecord(Part):
+class MixtureRecord(TableRecord):
     """What a prediction needs of the record."""
 
     schema_name: Literal["kleiber.mixture/1"] = Field(alias="schema")
-    roles: dict[str, str]
     form: Literal["ridge", "exponential", "linear"]
-    level: Annotated[FiniteFloat, Field(gt=0, lt=1)]
     columns: dict[str, str]
     losses: Annotated[list[str], Field(min_length=1)]
     inputs: dict[Literal["N", "D"], FiniteFloat]
@@ -193,10 +191,7 @@ class MixtureRecord(Part):
     params: list[list[FiniteFloat]]
     draws: list[list[list[FiniteFloat]]]
     residuals: Annotated[list[FiniteFloat], Field(min_length=1)]
-    noise: list[NonNegative]
     proportional: dict[str, NonNegative]
-    refused: bool
-    verdicts: list[Verdict]
 
     @model_validator(mode="after")
     def check_sizes(self) -> MixtureRecord:
@@ -210,6 +205,3 @@ class MixtureRecord(Part):
         if self.form == "ridge" and not self.offset > 0:
             raise ValueError("offset must be > 0 for the form ridge")
         return self
-
-
-RECORD = MixtureRecord

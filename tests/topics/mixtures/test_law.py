@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.mixture import cross_validate, domains_of, fit_table, judge, lines
-from kleiber.studies.laws.mixture_prediction import predict_rows
 from kleiber.studies.laws.table_laws import compare, rank_correlation
 from kleiber.studies.laws.table_roles import Settings
+from kleiber_topics.mixtures.law import cross_validate, domains_of, judge, lines, mixture
+from kleiber_topics.mixtures.prediction import predict_rows
 
-from .mixture_tables import mixtures
+from .tables import mixtures
 
 ROLES = {"w": "w_*", "loss": "loss_0"}
 QUICK = Settings(bootstrap=60)
@@ -18,7 +18,7 @@ QUICK = Settings(bootstrap=60)
 @pytest.mark.parametrize("name", ["ridge", "exponential"])
 def test_cross_validation_chooses_the_form_of_the_table(name):
     frame, _ = mixtures(rows=120, form=name, noise=0.002, seed=3)
-    record = fit_table(frame, ROLES, QUICK)
+    record = mixture().fit_table(frame, ROLES, QUICK)
     assert record["form"] == name and record["chosen_by"] == "cross-validation"
     assert record["cross_validation"][name] == min(record["cross_validation"].values()) < 0.004
     assert record["n"] == 120 and record["columns"] == {key: f"w_{key}" for key in "abcd"} and not record["refused"]
@@ -27,7 +27,7 @@ def test_cross_validation_chooses_the_form_of_the_table(name):
 
 def test_losses_of_several_columns_are_averaged():
     frame, _ = mixtures(losses=3)
-    record = fit_table(frame, {"w": "w_*", "loss": "loss_*"}, Settings("linear", bootstrap=0))
+    record = mixture().fit_table(frame, {"w": "w_*", "loss": "loss_*"}, Settings("linear", bootstrap=0))
     rows, measured = predict_rows(record, frame, {"w": "w_*", "loss": "loss_*"})
     assert record["losses"] == ["loss_0", "loss_1", "loss_2"] and record["draws"] == []
     assert measured == pytest.approx(frame.filter(like="loss_").mean(axis=1))
@@ -38,7 +38,7 @@ def test_size_and_tokens_are_inputs_where_they_are_mapped():
     frame, _ = mixtures(rows=100, noise=0.0)
     N = np.geomspace(1e6, 1e9, 100)
     frame = frame.assign(N=N, loss_0=frame["loss_0"] - 0.05 * np.log(N))
-    record = fit_table(frame, {**ROLES, "N": "N"}, Settings("ridge", bootstrap=0))
+    record = mixture().fit_table(frame, {**ROLES, "N": "N"}, Settings("ridge", bootstrap=0))
     assert record["inputs"] == {"N": pytest.approx(1e9)}
     assert record["params"][0][-1] == pytest.approx(-0.05, abs=5e-3)
 
@@ -48,7 +48,7 @@ def test_a_best_mixture_outside_the_table_and_of_one_domain_is_a_warning():
     weights = np.column_stack([rng.uniform(0, 0.2, 40), rng.uniform(0.2, 0.4, 40)])
     frame = pd.DataFrame({"w_a": weights[:, 0], "w_b": weights[:, 1], "w_c": 1 - weights.sum(1)})
     frame["loss"] = 3 - 0.5 * frame["w_a"] + rng.normal(0, 0.01, 40)
-    record = fit_table(frame, {"w": "w_*"}, Settings("linear", bootstrap=60))
+    record = mixture().fit_table(frame, {"w": "w_*"}, Settings("linear", bootstrap=60))
     assert {"extrapolated", "corner"} <= {verdict.code for verdict in judge(record)}
 
 
@@ -68,7 +68,7 @@ def test_a_best_mixture_outside_the_table_and_of_one_domain_is_a_warning():
 )  # fmt: skip
 def test_bad_tables_are_refused_with_row_and_column(change, words):
     with pytest.raises(ValueError) as error:
-        fit_table(change(mixtures()[0]), ROLES, QUICK)
+        mixture().fit_table(change(mixtures()[0]), ROLES, QUICK)
     assert [word for word in words if word not in str(error.value)] == []
 
 
@@ -79,7 +79,7 @@ def test_a_pattern_must_match_two_columns():
         with pytest.raises(ValueError, match="at least two domains"):
             domains_of(frame, {"w": pattern})
     with pytest.raises(ValueError, match="--form 'cubic'"):
-        fit_table(frame, ROLES, Settings("cubic"))
+        mixture().fit_table(frame, ROLES, Settings("cubic"))
 
 
 def test_every_row_is_held_out_once():
@@ -97,7 +97,7 @@ def test_mixtures_of_regmix_are_ranked_as_published(shared):
     train, small, large = (pd.read_csv(folder / f"{name}.csv") for name in ("train_1m", "test_1m", "test_60m"))
     ranks = {}
     for form in (None, "linear"):
-        record = fit_table(train, roles, Settings(form, bootstrap=100))
+        record = mixture().fit_table(train, roles, Settings(form, bootstrap=100))
         for frame in (small, large):
             rows, measured = predict_rows(record, frame, roles)
             rank = rank_correlation(np.array([row["value"] for row in rows]), measured)

@@ -9,16 +9,22 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, FiniteFloat, model_validator
 
-from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.law import Array, Law
-from kleiber.studies.laws.laws_json import NonNegative, Part
-from kleiber.studies.laws.prediction import POWER, complete_point, decades_outside, distance_text
-from kleiber.studies.laws.score_curves import CURVES
-from kleiber.studies.laws.task_runs import read_runs
-from kleiber.studies.laws.uncertainty import interval, percent
-from kleiber.studies.laws.verdicts import Verdict
-from kleiber.types import Json, Row
-from kleiber.types.score import format_interval
+from kleiber.studies import (
+    POWER,
+    Array,
+    Law,
+    RecordPart,
+    TableRecord,
+    complete_point,
+    decades_outside,
+    distance_text,
+    find,
+    percent,
+    predictions,
+)
+from kleiber.types import Json, NonNegative, Row, format_interval
+from kleiber_topics.task_scores.curves import CURVES
+from kleiber_topics.task_scores.runs import read_runs
 
 EDGE = 0.01  # relative scores are clipped at this distance from 0 and 1 before their logit is taken
 
@@ -80,16 +86,10 @@ def predict_rows(record: Row, frame: pd.DataFrame, roles: Mapping[str, str]) -> 
     """
     runs = read_runs(frame, roles, fitted=False)
     value, _, new = evaluate(record, runs.N, runs.D, runs.floor)
-    ends = interval(new, record["level"]) if len(new) else None
-    far = decades_outside(record["domain"], {"N": runs.N, "D": runs.D, "C": runs.compute})
-    rows: list[Json] = [
-        {
-            "at": {"N": float(runs.N[i]), "D": float(runs.D[i])}, "value": float(value[i]),
-            "lo": None if ends is None else float(ends[0][i]), "hi": None if ends is None else float(ends[1][i]),
-            "decades": float(far[i]),
-        }
-        for i in range(len(runs))
-    ]  # fmt: skip
+    far = decades_outside(record["domain"], {"N": runs.N, "D": runs.D, "C": runs.compute}).tolist()
+    at = [{"N": N, "D": D} for N, D in zip(runs.N.tolist(), runs.D.tolist(), strict=True)]
+    rows = predictions(at, value, new, record["level"])
+    rows = [row | {"decades": decades} for row, decades in zip(rows, far, strict=True)]
     return rows, runs.acc
 
 
@@ -121,7 +121,7 @@ def prediction_lines(record: Row, prediction: Row) -> list[str]:
     return [f"{at}: {prediction['value']:.4f}   {ends}, {distance_text(prediction['decades'])}"]
 
 
-class StageRecord(Part):
+class StageRecord(RecordPart):
     """One stage of the law: a loss law, or a curve of the score, whose parameters stand in its order."""
 
     law: str
@@ -137,21 +137,16 @@ class StageRecord(Part):
         return self
 
 
-class DownstreamRecord(Part):
+class DownstreamRecord(TableRecord):
     """What a prediction needs of the record."""
 
     schema_name: Literal["kleiber.downstream/1"] = Field(alias="schema")
-    roles: dict[str, str]
     score: StageRecord
     loss: StageRecord | None
     floor: Annotated[FiniteFloat, Field(ge=0, lt=1)] | None
-    level: Annotated[FiniteFloat, Field(gt=0, lt=1)]
     domain: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
     residuals: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
-    noise: list[NonNegative]
     misfit: NonNegative
-    refused: bool
-    verdicts: list[Verdict]
 
     @model_validator(mode="after")
     def check_draws(self) -> DownstreamRecord:
@@ -163,6 +158,3 @@ class DownstreamRecord(Part):
         if ("loss" in inputs) != (self.loss is not None) or ("floor" in inputs) != (self.floor is not None):
             raise ValueError(f"the law {self.score.law} of the score needs the inputs {', '.join(inputs)}")
         return self
-
-
-RECORD = DownstreamRecord

@@ -8,9 +8,9 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, MinLen
 
-from kleiber.config.stages import Quantity, quantity
-from kleiber.studies.designs.design import Cell, Level, SweepContext, combine, seed_levels
-from kleiber.studies.laws.law import Array
+from kleiber.config import Quantity, quantity
+from kleiber.studies import Array
+from kleiber.studies.designs import Cell, Level, SweepContext, combine, seed_levels
 from kleiber.types import Count, Positive
 
 CANDIDATES = 4096  # random mixtures, from which the design chooses

@@ -1,6 +1,6 @@
 """The law of data mixtures: the loss as a function of the weights of the domains that a model is trained on.
 
-Three forms (`mixture_forms`): ridge on log weights, exponential, and linear as the baseline. Unless the user names one,
+Three forms (`forms`): ridge on log weights, exponential, and linear as the baseline. Unless the user names one,
 the form with the smallest error in ten-fold cross-validation is recorded. Several losses are averaged: their mean is
 what the best mixture minimizes. Refits are fits to the law plus resampled residuals.
 """
@@ -8,22 +8,23 @@ what the best mixture minimizes. Refits are fits to the law plus resampled resid
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.mixture_forms import FORMS, degrees, fit_form, refit
-from kleiber.studies.laws.mixture_prediction import design, predict_point, prediction_lines, read_weights
-from kleiber.studies.laws.table_roles import Settings, check_range, numbers, required, row_of
-from kleiber.studies.laws.uncertainty import interval, percent
-from kleiber.studies.laws.verdicts import Verdict
+from kleiber.studies import Array, Settings, TableLaw, Verdict, check_range, numbers, parameter_lines, required, row_of
 from kleiber.types import Json, Row
-from kleiber.types.score import format_interval
+from kleiber_topics.mixtures.forms import FORMS, degrees, fit_form, refit
+from kleiber_topics.mixtures.prediction import (
+    MixtureRecord,
+    design,
+    predict_point,
+    predict_rows,
+    prediction_lines,
+    read_weights,
+)
 
-ROLES = ("w", "loss", "N", "D")
 SPARE = 3  # rows above the number of domains that a fit needs
 FOLDS = 10
 CORNER = 0.99  # weight of a mixture of practically one domain
@@ -55,8 +56,8 @@ def losses_of(frame: pd.DataFrame, roles: Mapping[str, str]) -> list[str]:
     return [required(frame, roles, "loss")]
 
 
-def fit_table(frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings) -> Json:
-    """Fits the law to a table; returns its record. Raises ValueError for unusable rows."""
+def fit(frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings) -> tuple[Json, list[Verdict]]:
+    """Fits the law to a table; returns its record and verdicts. Raises ValueError for unusable rows."""
     if settings.form not in (None, *FORMS):
         raise ValueError(f"--form {settings.form!r} of law 'mixture' must be one of {', '.join(FORMS)}")
     domains, losses = domains_of(frame, roles), losses_of(frame, roles)
@@ -98,11 +99,7 @@ def fit_table(frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings)
         fitted, values = fit_form(other, inputs, targets, len(domains))
         loss = fitted.predict(values, np.concatenate([best, logs], axis=1)).mean()
         record["other_forms"][other] = float(loss)
-    verdicts = judge(record)
-    return record | {
-        "verdicts": [asdict(verdict) for verdict in verdicts],
-        "refused": any(verdict.level == "refuse" for verdict in verdicts),
-    }
+    return record, judge(record)
 
 
 def _check_fittable(frame: pd.DataFrame, columns: list[str], weights: Array, inputs: Array) -> None:
@@ -173,8 +170,14 @@ def lines(record: Row) -> list[str]:
     ]
     params = np.array(record["params"]).mean(0)
     draws = np.array(record["draws"]).reshape(-1, len(losses), len(params)).mean(1)
-    ends = interval(draws, record["level"]) if len(draws) else None
-    for j, name in enumerate(["constant", *record["columns"], *(f"log {role}" for role in record["inputs"])]):
-        text = f"   {percent(record['level'])} {format_interval(ends[0][j], ends[1][j], '.4g')}" if ends else ""
-        out.append(f"  {name:<20} {params[j]:.4g}{text}")
+    names = ["constant", *record["columns"], *(f"log {role}" for role in record["inputs"])]
+    out += parameter_lines(names, params.tolist(), draws, record["level"], 20)
     return [*out, *prediction_lines(record, record["best"])]
+
+
+def mixture() -> TableLaw:
+    """The law of `kleiber fit --law mixture`."""
+    return TableLaw(
+        roles=("w", "loss", "N", "D"), options=("form",), record=MixtureRecord, fit=fit, lines=lines,
+        predict_rows=predict_rows, predict_point=predict_point, prediction_lines=prediction_lines,
+    )  # fmt: skip

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.task_runs import read_runs
+from kleiber_topics.task_scores.runs import read_runs
 
-from .mixture_tables import scores
+from .tables import scores
 
 ROLES = {"N": "N", "D": "D", "loss": "loss", "acc": "acc"}
 

@@ -5,18 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.downstream import fit_table
-from kleiber.studies.laws.downstream_prediction import RECORD, logit, predict_point, predict_rows
 from kleiber.studies.laws.table_roles import Settings
+from kleiber_topics.task_scores.law import downstream
+from kleiber_topics.task_scores.prediction import DownstreamRecord, logit, predict_point, predict_rows
 
-from .mixture_tables import scores
+from .tables import scores
 
 ROLES = {"floor": "0.25"}
 
 
 @pytest.fixture(scope="module", params=["chained", "direct"])
 def record(request):
-    return fit_table(scores(), ROLES, Settings(route=request.param, bootstrap=200)) | {"roles": ROLES}
+    return downstream().fit_table(scores(), ROLES, Settings(route=request.param, bootstrap=200)) | {"roles": ROLES}
 
 
 def test_a_point_equals_the_row_of_a_table(record):
@@ -36,7 +36,7 @@ def test_intervals_widen_with_the_distance_and_stay_between_0_and_1(record):
 
 
 def test_without_refits_there_is_no_interval():
-    record = fit_table(scores(), ROLES, Settings(bootstrap=0))
+    record = downstream().fit_table(scores(), ROLES, Settings(bootstrap=0))
     assert predict_point(record, {"N": 1e9, "D": 2e10})["lo"] is None
 
 
@@ -55,13 +55,13 @@ def test_logits_are_relative_to_the_floor():
     [{"noise": [1.0]}, {"residuals": []}, {"floor": None}, {"level": 2.0}, {"misfit": -1.0}, {"score": {"law": "x"}}],
 )
 def test_a_damaged_record_is_refused(record, change):
-    assert RECORD.model_validate_json(json.dumps(record)).score.law == record["score"]["law"]
+    assert DownstreamRecord.model_validate_json(json.dumps(record)).score.law == record["score"]["law"]
     with pytest.raises(ValueError):
-        RECORD.model_validate_json(json.dumps(record | change))
+        DownstreamRecord.model_validate_json(json.dumps(record | change))
 
 
 def test_stages_have_the_parameters_of_their_law(record):
     stage = record["score"]
     for wrong in (stage | {"params": {"A": 1.0}}, stage | {"draws": [[1.0]] * 200}, stage | {"law": "chinchilla"}):
         with pytest.raises(ValueError):
-            RECORD.model_validate_json(json.dumps(record | {"score": wrong}))
+            DownstreamRecord.model_validate_json(json.dumps(record | {"score": wrong}))

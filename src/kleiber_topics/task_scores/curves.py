@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 
-from kleiber.studies.laws.law import Array, Exponent, Law, Part, Shape, describe
+from kleiber.studies import Array, Exponent, Law, Part, Shape, describe
 
 Middle = Annotated[Array, Shape(0.1, 12.0, log=False)]
 Slope = Annotated[Array, Shape(0.3, 30.0)]

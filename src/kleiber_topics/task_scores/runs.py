@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kleiber.studies.laws.law import Array, Law
-from kleiber.studies.laws.table_roles import check_range, constant_or_column, numbers, required, row_of
+from kleiber.studies import Array, Law, check_range, constant_or_column, numbers, required, row_of
 
 LAST = 5  # checkpoints of a run that are averaged
 FEWEST = 6  # runs of a fit

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from kleiber.studies.laws.law import Array
+from kleiber.studies import Array
 
 FORMS = {
     "ridge": ("L = c + sum_j b_j log(w_j + f), with a ridge penalty", "Liu et al. 2024 (RegMix), arXiv:2407.01492"),

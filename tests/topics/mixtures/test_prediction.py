@@ -5,18 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.mixture import fit_table
-from kleiber.studies.laws.mixture_prediction import RECORD, Model, predict_point, predict_rows, read_weights
 from kleiber.studies.laws.table_roles import Settings
+from kleiber_topics.mixtures.law import mixture
+from kleiber_topics.mixtures.prediction import MixtureRecord, Model, predict_point, predict_rows, read_weights
 
-from .mixture_tables import mixtures
+from .tables import mixtures
 
 ROLES = {"w": "w_*", "loss": "loss_0"}
 
 
 @pytest.fixture(scope="module")
 def record():
-    return fit_table(mixtures(rows=100)[0], ROLES, Settings("ridge", bootstrap=200)) | {"roles": ROLES}
+    return mixture().fit_table(mixtures(rows=100)[0], ROLES, Settings("ridge", bootstrap=200)) | {"roles": ROLES}
 
 
 def test_new_runs_are_inside_their_intervals(record):
@@ -38,7 +38,7 @@ def test_the_best_mixture_is_better_than_the_mean_of_the_table_and_than_one_doma
 
 
 def test_the_loss_of_a_chosen_mixture_is_corrected_upwards():
-    record = fit_table(mixtures(rows=60, noise=0.3)[0], ROLES, Settings("linear", bootstrap=200))
+    record = mixture().fit_table(mixtures(rows=60, noise=0.3)[0], ROLES, Settings("linear", bootstrap=200))
     model, answer = Model(record), predict_point(record, {})
     best = np.array([[entry["value"] for entry in answer["best"]["weights"].values()]])
     lo, hi = np.quantile(model.refits(best)[:, 0], [0.05, 0.95])
@@ -61,6 +61,6 @@ def test_rounded_weights_are_divided_by_their_sum():
     "change", [{"params": [[1.0]]}, {"noise": [1.0]}, {"offset": 0.0}, {"proportional": {"a": 1.0}}, {"losses": []}]
 )
 def test_a_record_of_other_sizes_is_refused(record, change):
-    assert RECORD.model_validate_json(json.dumps(record)).form == "ridge"
+    assert MixtureRecord.model_validate_json(json.dumps(record)).form == "ridge"
     with pytest.raises(ValueError):
-        RECORD.model_validate_json(json.dumps(record | change))
+        MixtureRecord.model_validate_json(json.dumps(record | change))

@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.downstream import backtests, bootstrap, fit_route, fit_table, lines, misfit
-from kleiber.studies.laws.downstream_prediction import predict_rows
 from kleiber.studies.laws.table_laws import compare
 from kleiber.studies.laws.table_roles import Settings
-from kleiber.studies.laws.task_runs import read_runs
+from kleiber_topics.task_scores.law import backtests, bootstrap, downstream, fit_route, lines, misfit
+from kleiber_topics.task_scores.prediction import predict_rows
+from kleiber_topics.task_scores.runs import read_runs
 
-from .mixture_tables import scores
+from .tables import scores
 
 ROLES = {"floor": "0.25"}
 QUICK = Settings(bootstrap=60)
@@ -18,7 +18,7 @@ QUICK = Settings(bootstrap=60)
 
 @pytest.fixture(scope="module")
 def record():
-    return fit_table(scores(), ROLES, QUICK)
+    return downstream().fit_table(scores(), ROLES, QUICK)
 
 
 def test_the_route_is_that_of_the_smaller_error_above_the_cuts(record):
@@ -29,13 +29,13 @@ def test_the_route_is_that_of_the_smaller_error_above_the_cuts(record):
 
 
 def test_a_route_is_taken_as_named():
-    record = fit_table(scores(), ROLES, Settings(route="direct", bootstrap=0))
+    record = downstream().fit_table(scores(), ROLES, Settings(route="direct", bootstrap=0))
     assert record["route"] == "direct" and record["loss"] is None and record["score"]["law"] == "direct"
     assert record["chosen_by"] == "user"
     with pytest.raises(ValueError, match="--route 'both'"):
-        fit_table(scores(), ROLES, Settings(route="both"))
+        downstream().fit_table(scores(), ROLES, Settings(route="both"))
     with pytest.raises(ValueError, match="--form 'ridge'"):
-        fit_table(scores(), ROLES, Settings(form="ridge"))
+        downstream().fit_table(scores(), ROLES, Settings(form="ridge"))
 
 
 def test_both_routes_predict_larger_models():
@@ -51,12 +51,12 @@ def test_both_routes_predict_larger_models():
 def test_a_task_without_signal_is_not_predictable(acc):
     frame, rng = scores(), np.random.default_rng(0)
     values = 0.25 + rng.normal(0, 0.01, 20) if acc == "noise" else 1.2 - frame["acc"]
-    record = fit_table(frame.assign(acc=values), ROLES, Settings(bootstrap=20))
+    record = downstream().fit_table(frame.assign(acc=values), ROLES, Settings(bootstrap=20))
     assert record["refused"] and "not_predictable" in {verdict["code"] for verdict in record["verdicts"]}
 
 
 def test_few_runs_have_no_backtest_and_are_chained():
-    record = fit_table(scores()[::3], ROLES, Settings(bootstrap=20))
+    record = downstream().fit_table(scores()[::3], ROLES, Settings(bootstrap=20))
     assert record["backtests"] == [] and record["route"] == "chained" and record["chosen_by"] == "default"
     assert "no_backtest" in {verdict["code"] for verdict in record["verdicts"]}
 
@@ -90,7 +90,7 @@ def test_a_ladder_up_to_760m_predicts_eight_tasks_at_1b(shared):
     errors, covered = [], []
     for task, chance in tasks.items():
         roles = {"loss": f"bpb:{task}", "acc": f"acc:{task}", "floor": str(chance)}
-        record = fit_table(frame[frame["N"] < 1e9], roles, Settings(bootstrap=200))
+        record = downstream().fit_table(frame[frame["N"] < 1e9], roles, Settings(bootstrap=200))
         answer = compare(*predict_rows(record, frame[frame["N"] > 1e9], roles))
         assert not record["refused"]
         errors.append(answer["mae"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.designs.simplex import Simplex
+from kleiber_topics.mixtures.simplex import Simplex
 
 NAMES = ["a", "b", "c"]
 

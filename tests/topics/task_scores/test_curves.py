@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kleiber.studies.laws.fit import fit
-from kleiber.studies.laws.score_curves import CURVES, direct, exponential, sigmoid
+from kleiber_topics.task_scores.curves import CURVES, direct, exponential, sigmoid
 
 LOSS = np.linspace(0.2, 4, 30)
 FLOOR = np.full(30, 0.25)
