@@ -14,8 +14,6 @@ from kleiber.config.targets import argument, class_attribute
 from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.types import Config
 
-LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
-
 
 def check_compatibility(config: Config) -> None:
     """Raises ConfigError for values that are valid alone and contradict each other."""
@@ -89,7 +87,7 @@ def _methods_with_earlier_tasks(config: Config) -> list[str]:
 
 def _check_loggers(loggers: Config) -> None:
     for key, node in loggers.items():
-        package = LOGGER_PACKAGES.get(str(node["_target_"])) if isinstance(node, Mapping) else None
+        package = class_attribute(str(node["_target_"]), "package") if isinstance(node, Mapping) else None
         if package is not None and find_spec(package) is None:
             raise ConfigError(
                 f"logger.{key} needs the package {package}, which is not installed: pip install 'kleiber[{package}]'"
