@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.laws.table_laws import compare, rank_correlation
-from kleiber.studies.laws.table_roles import Settings
+from kleiber.studies.laws.table_laws import Settings, compare, rank_correlation
 from kleiber.studies.laws.uncertainty import interval
 from kleiber_topics.mixtures.forms import Form
 from kleiber_topics.mixtures.law import mixture

@@ -34,8 +34,18 @@ if TYPE_CHECKING:
     from kleiber.studies.laws.laws_json import RecordPart
     from kleiber.studies.laws.prediction import POWER, complete_point, decades_outside, distance_text
     from kleiber.studies.laws.solve import descend
-    from kleiber.studies.laws.table_laws import TableLaw, TableRecord, parameter_lines, predictions
-    from kleiber.studies.laws.table_roles import Settings, check_range, constant_or_column, numbers, required, row_of
+    from kleiber.studies.laws.table_laws import (
+        Settings,
+        TableLaw,
+        TableRecord,
+        check_range,
+        constant_or_column,
+        numbers,
+        parameter_lines,
+        predictions,
+        required,
+        row_of,
+    )
     from kleiber.studies.laws.uncertainty import interval, interval_ends, percent, student_quantile
     from kleiber.studies.laws.variance_components import trunk_noise
     from kleiber.studies.laws.verdicts import Verdict

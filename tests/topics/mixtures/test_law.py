@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.table_laws import compare, rank_correlation
-from kleiber.studies.laws.table_roles import Settings
+from kleiber.studies.laws.table_laws import Settings, compare, rank_correlation
 from kleiber_topics.mixtures.law import cross_validate, domains_of, judge, lines, mixture
 from kleiber_topics.mixtures.prediction import predict_rows
 

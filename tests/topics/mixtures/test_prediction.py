@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.table_roles import Settings
+from kleiber.studies.laws.table_laws import Settings
 from kleiber_topics.mixtures.law import mixture
 from kleiber_topics.mixtures.prediction import MixtureRecord, Model, predict_point, predict_rows, read_weights
 

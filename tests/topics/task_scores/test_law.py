@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.table_laws import compare
-from kleiber.studies.laws.table_roles import Settings
+from kleiber.studies.laws.table_laws import Settings, compare
 from kleiber_topics.task_scores.law import backtests, bootstrap, downstream, fit_route, lines, misfit
 from kleiber_topics.task_scores.prediction import predict_rows
 from kleiber_topics.task_scores.runs import read_runs

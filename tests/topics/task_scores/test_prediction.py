@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.table_roles import Settings
+from kleiber.studies.laws.table_laws import Settings
 from kleiber_topics.task_scores.law import downstream
 from kleiber_topics.task_scores.prediction import DownstreamRecord, logit, predict_point, predict_rows
 

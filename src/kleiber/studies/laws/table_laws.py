@@ -2,6 +2,8 @@
 
 A package offers such a law as LAWS = {"mixture": "law.mixture"} in its `__init__.py`, where the function
 `mixture` returns a `TableLaw`. Its record has a schema of its own, kleiber.mixture/1.
+
+Errors about a table name the row and the column.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, ValidationError
 
 from kleiber.config.errors import ExitCode
@@ -23,10 +26,9 @@ from kleiber.records.files import read_json, write_json
 from kleiber.records.regular_files import read_bytes
 from kleiber.records.terminal import print_line
 from kleiber.studies.laws import laws_json
-from kleiber.studies.laws.filters import check_roles, keep, parse_map, parse_values
+from kleiber.studies.laws.filters import check_roles, column_of, keep, number, parse_map, parse_values
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.table import label, read
-from kleiber.studies.laws.table_roles import Settings
+from kleiber.studies.laws.table import label, numbers_of, read
 from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.studies.laws.verdicts import Verdict, verdict_lines, with_verdicts
 from kleiber.types import Json, NonNegative, Row
@@ -37,6 +39,55 @@ RESAMPLES = 1000  # of the rows, for the interval of a rank correlation
 FIT_OPTIONS = ("source", "law", "map", "where", "bootstrap", "seed", "level", "json")
 PREDICT_OPTIONS = ("laws_json", "at", "on", "map", "where", "max_decades", "force", "json")
 LAWS = "LAWS"  # what packages offer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a law is fitted: its form or route (None: chosen by held-out errors), refits, their seed and the level."""
+
+    form: str | None = None
+    route: str | None = None
+    bootstrap: int = 1000
+    seed: int = 0
+    level: float = 0.9
+
+
+def required(frame: pd.DataFrame, roles: Mapping[str, str], role: str) -> str:
+    """Returns the column of a role, by default that of the same name. Raises ValueError for a missing column."""
+    column = roles.get(role, role)
+    return column_of(frame, column, f"--map {role}={column}" if role in roles else f"add --map {role}=COL")
+
+
+def numbers(frame: pd.DataFrame, column: str) -> Array:
+    """Returns a column as finite numbers. Raises ValueError, with row and column, for any other value."""
+    values = numbers_of(frame, column)
+    check_range(frame, column, values, "a value must be a finite number", np.isfinite(values))
+    return values
+
+
+def constant_or_column(frame: pd.DataFrame, roles: Mapping[str, str], role: str) -> Array | None:
+    """Returns the values of an optional role, whose mapping is a column or a number; None if it is not mapped."""
+    if role not in roles:
+        return None
+    constant = number(roles[role]) if roles[role] not in frame.columns else None
+    if constant is not None:
+        return np.full(len(frame), constant)
+    return numbers(frame, required(frame, roles, role))
+
+
+def check_range(frame: pd.DataFrame, column: str, values: Array, rule: str, good: NDArray[np.bool_]) -> None:
+    """Raises ValueError for the first value that breaks a rule, with its row and column."""
+    if not good.all():
+        position = int(np.argmin(good))
+        raise ValueError(
+            f"{rule}, but it is {values[position]:g} in {row_of(frame, position)}, column {column!r}: correct the row, "
+            "or leave it out with --where"
+        )
+
+
+def row_of(frame: pd.DataFrame, position: int) -> str:
+    """Returns how errors name the row at a position, by its number in the file from 0."""
+    return f"row {label(frame.index[position])}"
 
 
 class TableRecord(laws_json.RecordPart):

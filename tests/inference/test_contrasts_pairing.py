@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import f
 
-from kleiber.inference.pairing import PAYS, pays, seed_effect
+from kleiber.inference.contrasts import PAYS, pays, seed_effect
 
 
 def test_the_f_of_the_seed_is_that_of_randomized_blocks():

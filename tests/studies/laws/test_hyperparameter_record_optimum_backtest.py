@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kleiber.studies.fitted_law import fit
-from kleiber.studies.laws.optimum_backtest import backtest_verdicts
+from kleiber.studies.laws.hyperparameter_record import backtest_verdicts
 from kleiber.studies.optimum_report import headline, lines
 from tests.studies.laws.sweeps import ROLES, sweep
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kleiber.evals.task_baselines import nearest_rows
+from kleiber.evals.generation import nearest_rows
 
 STORED = ["a red dog runs", "the cat sleeps on a mat", "two men play chess", "a dog and a cat"]
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from kleiber.studies.tuning_curves import curve, distribution_band, expected_best, median_band, running_best
+from kleiber.studies.search_trials import curve, distribution_band, expected_best, median_band, running_best
 
 
 def test_the_mean_is_that_over_all_subsets():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kleiber.inference.error_budget import ErrorBudget
+from kleiber.inference.gating import ErrorBudget
 
 
 @pytest.mark.parametrize("horizon", [1, 50, 200, 10_000])

@@ -12,7 +12,7 @@ from kleiber.data.tokenizers import Bytes
 from kleiber.launch.cli import main
 from kleiber.models.transformer import Transformer
 from kleiber.records.terminal import CONTROL
-from kleiber.runs.model_card import ModelCard, card_cell
+from kleiber.runs.huggingface import ModelCard, card_cell
 from kleiber.runs.open import TrainedModel
 
 

@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch import callbacks
 
-from kleiber.config.callback_checks import LIGHTNING, REPLACEMENTS, check_lightning_callbacks
+from kleiber.config.cross_checks import LIGHTNING, REPLACEMENTS, check_lightning_callbacks
 from kleiber.config.errors import ConfigError
 
 

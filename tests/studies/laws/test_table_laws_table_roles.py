@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.table_roles import check_range, constant_or_column, numbers, required, row_of
+from kleiber.studies.laws.table_laws import check_range, constant_or_column, numbers, required, row_of
 
 FRAME = pd.DataFrame({"a": [1.0, 2.0, np.nan], "text": ["x", "2", "3"]}, index=[4, 6, 9])
 
