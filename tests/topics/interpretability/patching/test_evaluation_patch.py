@@ -5,8 +5,8 @@ import torch
 from evals.small_models import tiny
 
 from kleiber.data.tokenizers import Bytes
+from kleiber_topics.interpretability.patching.evaluation import Patcher, sites
 from kleiber_topics.interpretability.patching.pairs import collate, read_pairs
-from kleiber_topics.interpretability.patching.patch import Patcher, sites
 
 PROMPTS = [
     {"clean": f"{a}bcd", "corrupted": f"{b}bcd", "answer": a, "wrong_answer": b} for a, b in ["xy", "yx", "uv", "vu"]

@@ -12,7 +12,7 @@ import torch
 from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.types.batch import Batch
-from kleiber_topics.memorization.membership import (
+from kleiber_topics.memorization.memorization import (
     attack_values,
     auc,
     membership_scores,

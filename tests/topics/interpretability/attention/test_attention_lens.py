@@ -7,7 +7,7 @@ from kleiber.evals.streams import read_streams
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
-from kleiber_topics.interpretability.attention.lens import lens_losses, lens_text, residual_streams
+from kleiber_topics.interpretability.attention.attention import lens_losses, lens_text, residual_streams
 
 TOKENS = torch.randint(50, (4, 13), generator=torch.Generator().manual_seed(0))
 

@@ -1,7 +1,6 @@
 """Every topic is asked with every instruction, and each instruction can be checked."""
 
-from kleiber_topics.instructions.checks import CHECKS
-from kleiber_topics.instructions.verifiable import INSTRUCTIONS, TOPICS, instruction_rows
+from kleiber_topics.instructions.evaluation import CHECKS, INSTRUCTIONS, TOPICS, instruction_rows
 
 
 def test_prompts_are_topics_with_instructions():

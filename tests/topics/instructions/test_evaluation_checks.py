@@ -2,7 +2,7 @@
 
 import pytest
 
-from kleiber_topics.instructions.checks import CHECKS, count_sentences, follows
+from kleiber_topics.instructions.evaluation import CHECKS, count_sentences, follows
 
 CASES = {
     "keywords:existence": ({"keywords": ["blue", "sea"]}, "The SEA is blue.", "The sea is bluer."),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber_topics.interpretability.probes.probe import correct_on_held_out, fit_probe
+from kleiber_topics.interpretability.probes.evaluation import correct_on_held_out, fit_probe
 
 
 def test_the_probe_is_the_logistic_regression_of_scikit_learn():

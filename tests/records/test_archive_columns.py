@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from kleiber.records.columns import pack_rows, unpack_rows
+from kleiber.records.archive import pack_rows, unpack_rows
 
 
 def test_packed_rows_are_equal_to_the_last_digit_in_their_order_and_that_of_their_keys():

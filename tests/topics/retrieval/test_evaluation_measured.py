@@ -8,10 +8,10 @@ from kleiber.evals.evaluation import Score
 from kleiber.nn.heads import LMHead
 from kleiber.types.model import Model
 from kleiber_topics.retrieval.datastore import StoreText, Window, n_gram_hashes
+from kleiber_topics.retrieval.evaluation import Measured, add_examples, knn_scores, store_scores
 from kleiber_topics.retrieval.in_context import answer_pieces
 from kleiber_topics.retrieval.items import Items
 from kleiber_topics.retrieval.knn import Retrieved, Setting
-from kleiber_topics.retrieval.measured import Measured, add_examples, knn_scores, store_scores
 from kleiber_topics.retrieval.scoring import ScoredRow
 
 

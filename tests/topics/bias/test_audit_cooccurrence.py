@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from kleiber_topics.bias.cooccurrence import PRIOR, Contexts, associations
+from kleiber_topics.bias.audit import PRIOR, Contexts, associations
 from kleiber_topics.bias.occupations import OccupationText, stereotype
 from kleiber_topics.bias.word_lists import occupations, read_pairs
 from kleiber_topics.bias.word_swap import WORD, WordSwap

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals.pseudo_likelihood import pseudo_log_likelihoods
+from kleiber.evals.pairs import pseudo_log_likelihoods
 from kleiber.models.transformer import Transformer
 from kleiber.types.batch import Batch
 

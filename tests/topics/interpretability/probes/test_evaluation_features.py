@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kleiber_topics.interpretability.probes.features import character_class, control_labels, positions_in_word
+from kleiber_topics.interpretability.probes.evaluation import character_class, control_labels, positions_in_word
 
 
 def test_features_and_controls():
