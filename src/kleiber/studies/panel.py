@@ -180,7 +180,7 @@ class Panel(ClaimStudy):
     looks      number of times that the runs will be looked at, each time with more seeds
     methods    a paragraph on methods for a paper
     arm, generation  of a cell: set by the design
-    law        a law that is fitted to a measure, with keys as its inputs, see `panel_law.PanelLaw`
+    law        a law that is fitted to a measure, with keys as its inputs, see `PanelLaw`
     derive     name of a function of the table and the runs, which returns the table with the rows of further measures
                and columns of further keys; those have no source in the config
     """
