@@ -257,7 +257,7 @@ TESTS: dict[int, list[str]] = {
           "runs/test_huggingface_model_card.py::test_recorded_text_adds_nothing_to_a_card", HOSTILE],
     125: ["config/test_compose_hydra_overrides.py::test_another_launcher_or_sweeper_is_refused_with_kleibers_way",
           "config/test_compose_hydra_overrides.py::test_a_config_file_cannot_choose_them_either"],
-    126: ["config/test_cross_checks_callback_checks.py::test_a_callback_that_cannot_work_is_refused_with_its_replacement",
+    126: ["config/test_cross_checks_callbacks.py::test_a_callback_that_cannot_work_is_refused_with_its_replacement",
           "runs/test_run_monitors.py::test_a_monitor_that_is_not_measured_is_refused_with_those_that_are",
           "runs/test_run_monitors.py::test_early_stopping_ends_training_at_a_validation_that_is_no_better",
           "faults/test_kill.py::test_a_run_that_is_killed_after_a_callback_of_lightning_stopped_it_trains_no_further"],
