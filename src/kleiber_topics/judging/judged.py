@@ -38,7 +38,7 @@ LEAST_HELD_OUT = 8
 
 @runtime_checkable
 class AnswersOf(Protocol):
-    """Answers of a model; see `kleiber.runs.open.Answers`."""
+    """Answers of a model; see `kleiber.runs.answers.Answers`."""
 
     def write(
         self, prompts: Sequence[Conversation], each: int, tokens: int, temperature: float, *, seed: int

@@ -9,7 +9,7 @@ from evals.planted import planted
 
 from kleiber.data.chat import PLAIN, Turn
 from kleiber.data.tokenizers import Bytes
-from kleiber.runs.open import Answers
+from kleiber.runs.answers import Answers
 
 MODEL = Answers(planted(a=0.4, b=0.4), Bytes(), "planted")
 
