@@ -27,8 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from kleiber.inference.error_budget import ErrorBudget, ErrorKind
-from kleiber.inference.gating import Rules, Stream
+from kleiber.inference.gating import ErrorBudget, ErrorKind, Rules, Stream
 
 Array = NDArray[np.float64]
 PROPOSALS, NULL, EFFECTS, ERROR = 200, 0.9, (0.5, 1.0, 2.0, 3.0, 4.0), 0.1

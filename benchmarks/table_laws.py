@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.laws import downstream, downstream_prediction, mixture, mixture_prediction
-from kleiber.studies.laws.downstream_prediction import evaluate
-from kleiber.studies.laws.mixture_forms import Form
-from kleiber.studies.laws.score_curves import direct, sigmoid
-from kleiber.studies.laws.table_laws import compare, rank_correlation
-from kleiber.studies.laws.table_roles import Settings
-from kleiber.studies.laws.task_runs import read_runs
+from kleiber.studies.laws.table_laws import Settings, compare, rank_correlation
 from kleiber.studies.laws.uncertainty import interval
+from kleiber_topics.mixtures.forms import Form
+from kleiber_topics.mixtures.law import mixture
+from kleiber_topics.task_scores.curves import direct, sigmoid
+from kleiber_topics.task_scores.law import downstream
+from kleiber_topics.task_scores.prediction import evaluate
+from kleiber_topics.task_scores.runs import read_runs
 
 LEVEL, DRAWS = 0.9, 400
 DOMAINS, MIXTURES = 5, 64
@@ -60,12 +60,12 @@ def simulate_mixture(name: str, seed: int) -> dict[str, bool]:
     observed = form.predict(truth, weights) + rng.normal(0, 0.02, size=(losses, MIXTURES + 1))
     frame = pd.DataFrame(weights, columns=columns).assign(**{f"loss_{i}": row for i, row in enumerate(observed)})
     roles = {"w": "w_*", "loss": "loss_*"}
-    record = mixture.fit_table(frame.iloc[:MIXTURES], roles, Settings(form=name, bootstrap=DRAWS, seed=seed))
-    answer = mixture_prediction.predict_point(record, {})
+    record = mixture().fit_table(frame.iloc[:MIXTURES], roles, Settings(form=name, bootstrap=DRAWS, seed=seed))
+    answer = mixture().predict_point(record, {})
     best = np.array([[entry["value"] for entry in answer["best"]["weights"].values()]])
     other = np.array([list(answer["reference"]["weights"].values())])
     at_best, at_other = (float(form.predict(truth, each).mean()) for each in (best, other))
-    new, measured = mixture_prediction.predict_rows(record, frame.iloc[MIXTURES:], roles)
+    new, measured = mixture().predict_rows(record, frame.iloc[MIXTURES:], roles)
     return {
         "loss of the chosen mixture": inside(answer["best"]["loss"], at_best),
         "gain over proportional": inside(answer["gain"], at_best - at_other),
@@ -92,8 +92,8 @@ def simulate_scores(route: str, seed: int) -> dict[str, bool]:
     })  # fmt: skip
     fitted, held_out = frame.iloc[:-2], frame.iloc[-2:-1]
     roles = {"floor": str(FLOOR)}
-    record = downstream.fit_table(fitted, roles, Settings(route=route, bootstrap=DRAWS, seed=seed))
-    new, measured = downstream_prediction.predict_rows(record, held_out, roles)
+    record = downstream().fit_table(fitted, roles, Settings(route=route, bootstrap=DRAWS, seed=seed))
+    new, measured = downstream().predict_rows(record, held_out, roles)
     _, refits, runs = evaluate(record, N[-2:], D[-2:], floor[-2:])
     ends, far = interval(refits, LEVEL), interval(runs[:, 1], LEVEL)
     return {
@@ -130,12 +130,12 @@ def held_out(frame: pd.DataFrame, loss: str, task: str) -> dict[str, Any] | None
     roles = {"N": "N", "D": "D", "loss": loss, "acc": f"acc:{task}", **chance_of(task)}
     small, large = frame.loc[frame["N"] < SMALL], frame.loc[frame["N"] > SMALL]
     try:
-        record = downstream.fit_table(small, roles, Settings(bootstrap=DRAWS // 2))
+        record = downstream().fit_table(small, roles, Settings(bootstrap=DRAWS // 2))
     except ValueError as error:
         print(f"{task}: {error}", flush=True)
         return None
     runs, above = read_runs(small, roles), read_runs(large, roles, fitted=False)
-    answer = compare(*downstream_prediction.predict_rows(record, large, roles))
+    answer = compare(*downstream().predict_rows(record, large, roles))
     out: dict[str, Any] = {
         "task": task, "route": record["route"], "predictable": not record["refused"],
         "chosen": round(answer["mae"], 4), "coverage": round(answer["coverage"], 3),
@@ -181,10 +181,10 @@ def regmix(folder: Path) -> dict[str, Any]:
     roles, out = {"w": "w_*", "loss": "loss_pile_cc"}, {}
     train, small, large = (pd.read_csv(folder / f"{name}.csv") for name in ("train_1m", "test_1m", "test_60m"))
     for form in ("ridge", "exponential", "linear"):
-        record = mixture.fit_table(train, roles, Settings(form=form, bootstrap=DRAWS))
+        record = mixture().fit_table(train, roles, Settings(form=form, bootstrap=DRAWS))
         out[form] = {"cross-validation": round(record["cross_validation"][form], 4), "offset": record["offset"]}
         for size, frame in (("1M", small), ("60M", large)):
-            rows, measured = mixture_prediction.predict_rows(record, frame, roles)
+            rows, measured = mixture().predict_rows(record, frame, roles)
             ranks = rank_correlation(np.array([row["value"] for row in rows]), measured)
             out[form][size] = {key: round(value, 4) for key, value in ranks.items()}
     return out

@@ -36,9 +36,7 @@ ELSEWHERE = {  # test files that train with a choice, or prepare its data, in pl
     "design/search": "studies/test_search.py",
     "design/arms": "studies/designs/test_grid.py",
     "design/methods": "studies/designs/test_grid_methods.py",
-    "design/pretraining": "studies/designs/test_pretraining.py",
     "design/sequence": "studies/designs/test_sequences.py",
-    "design/simplex": "studies/designs/test_simplex.py",
 }
 ELSEWHERE |= {place: SMOKED for place in CHOICES if place.startswith("study/")}
 ELSEWHERE |= {place: "test_experiments.py" for place in CHOICES if place.startswith("experiment/")}

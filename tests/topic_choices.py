@@ -10,6 +10,7 @@ TOPICS = {
     "data=generated": "collapse", "data=instruct_sets": "instructions", "data=judged": "judging",
     "data=recall": "recall", "data=reweighted": "bias", "data=trigger": "interpretability",
     "evals=memorization": "memorization", "evals=retrieval": "retrieval", "objective=equalized": "bias",
+    "study=transfer": "transfer",
 }  # fmt: skip
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Callable
 
 LINK = re.compile(r"(?<=\]\()(?:\.\./)*[\w./-]+(?=[)#])")
+WHOLE_LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^][]*)\]\((?P<target>(?!https?:)[\w./#-]+)\)")
 PAGES = {  # of generated pages, by the file or folder from which most of them comes
     "conf/train.yaml": "reference/keys.md",
     "src/kleiber/launch/cli.py": "reference/commands.md",
@@ -28,6 +30,18 @@ def site_path(file: str) -> str | None:
         anchor = f"#{choice[2].replace('/', '-')}" if choice[2] else ""
         return f"reference/{choice[1]}.md{anchor}"
     return file.removeprefix("docs/") if file.startswith("docs/") else None
+
+
+def without_absent(markdown: str, is_there: Callable[[str], bool]) -> str:
+    """Returns a page in which text stands for the links that lead nowhere, and nothing for such pictures.
+
+    is_there  whether the target of a link is in the site
+    """
+
+    def kept(link: re.Match[str]) -> str:
+        return link[0] if is_there(link["target"]) else "" if link["picture"] else link["text"]
+
+    return WHOLE_LINK.sub(kept, markdown)
 
 
 def relink(markdown: str, page: str, home: str = "") -> str:

@@ -150,10 +150,26 @@ def read_json(path: Path) -> Json:
 
 @cache
 def studies(repository: Path) -> list[Study]:
-    """Returns the recorded studies in the order of the overview: golden first, then by group and name."""
+    """Returns the recorded studies in the order of the overview: golden first, then by group and name.
+
+    Those of a topic that was deleted are left out.
+    """
+    return sorted(
+        (study for study in recorded(repository) if f"study/{study.kind}" in config_files()),
+        key=lambda study: GROUPS.index(study.group),
+    )
+
+
+def recorded(repository: Path) -> list[Study]:
+    """Returns all recorded studies."""
     folders = [path.parent for path in sorted(repository.glob("multirun/results/*/discussion.md"))]
-    found = [read_study(folder) for folder in (repository / "multirun/golden", *folders)]
-    return sorted(found, key=lambda study: GROUPS.index(study.group))
+    return [read_study(folder) for folder in (repository / "multirun/golden", *folders)]
+
+
+def left_out(repository: Path) -> list[Study]:
+    """Returns the recorded studies of topics that were deleted."""
+    shown = {study.folder for study in studies(repository)}
+    return [study for study in recorded(repository) if study.folder not in shown]
 
 
 def read_study(folder: Path) -> Study:
@@ -241,8 +257,7 @@ def overview(repository: Path) -> str:
 
 def page(study: Study, repository: Path) -> str:
     """Returns the Markdown of a study's page."""
-    file = config_files().get(f"study/{study.kind}")  # none where its topic was deleted
-    header = None if file is None else read_header(file)
+    header = read_header(config_files()[f"study/{study.kind}"])
     discussion = with_pictures(study.discussion)
     shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", discussion))
     others = [path for path in study.figures if path not in shown]
@@ -259,7 +274,7 @@ def page(study: Study, repository: Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def facts(study: Study, header: Header | None) -> str:
+def facts(study: Study, header: Header) -> str:
     """Returns the table of where a study comes from and how to repeat it."""
     place = f"multirun/{study.name}" if study.name == "golden" else f"multirun/results/{study.name}"
     options = "".join(f" --also multirun/results/{name}" for name in study.also)
@@ -268,12 +283,9 @@ def facts(study: Study, header: Header | None) -> str:
         if study.has_rows
         else "no: its numbers stand as they were reported when the study was run"
     )
-    declared = [] if header is None else [
+    rows = [
         ["Study", f"[`study={study.kind}`](../../reference/study.md#{study.kind}): {header.summary}"],
         ["Source", header.labels.get("Paper", "")],
-    ]  # fmt: skip
-    rows = [
-        *declared,
         ["Cost", f"{study.cost} of processes"],
         ["Recorded", f"`{place}`"],
         ["Rows", again],

@@ -29,6 +29,13 @@ def pages(repository: Path) -> dict[str, str]:
     return {page: SIBLING.sub(r"](\1.md", text) for page, text in linked.items()}
 
 
+def deleted(repository: Path) -> list[str]:
+    """Returns the topics that tests or links name and that are not in this checkout."""
+    texts = [file.read_text(encoding="utf-8") for file in (repository / "docs").rglob("*.md")]
+    named = {folder.name for folder in (repository / "tests/topics").glob("[a-z]*") if folder.is_dir()}
+    return sorted(named.union(*map(README.findall, texts)) - readmes(repository).keys())
+
+
 def navigation(repository: Path) -> list[dict[str, str]]:
     """Returns the entries of the navigation below the topics."""
     return [{title(file): f"topics/{name}.md"} for name, file in readmes(repository).items()]

@@ -8,14 +8,14 @@ from chart_marks import marks
 pytest.importorskip("altair")
 import altair as alt
 
-from kleiber.charts.matrix import heat_map, matrix
+from kleiber.charts.matrix import change_matrix, heat_map
 
 
 def test_for_the_worse_is_red_whichever_way_scores_go():
     cells = pd.DataFrame({"task": ["a"], "arm": ["b"], "value": [1.0], "change": [0.5]})
     axes = alt.X("task:N"), alt.Y("arm:N")
     reversed_scale = [
-        marks(matrix(cells, *axes, "change", "R", worse=worse).to_dict(), "rect")[0]["encoding"]["color"]
+        marks(change_matrix(cells, *axes, "change", "R", worse=worse).to_dict(), "rect")[0]["encoding"]["color"]
         for worse in (True, False)
     ]
     assert [color["condition"]["scale"]["reverse"] for color in reversed_scale] == [True, False]

@@ -189,7 +189,6 @@ OUTSIDE = [
     ("retention.WiSE", "alphas", []),
     ("runs.TrunkAndCooldowns", "branches", []),
     ("studies.Forgetting", "level", 1.0),
-    ("studies.designs.Pretraining", "shares", [0.0]),
     ("training.callbacks.EMA", "decay", 1.0),
     ("evals.Latency", "batches", [0]),
     ("training.callbacks.RoutingHealth", "entropy", 2.0),

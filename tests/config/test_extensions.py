@@ -6,9 +6,9 @@ import sys
 import pytest
 from small_run import TINY
 
+from kleiber.config.check import check_division
 from kleiber.config.compose import Composer, find_choice, resolve_config
 from kleiber.config.cross_checks import check_compatibility
-from kleiber.config.division_checks import check_division
 from kleiber.config.errors import ConfigError
 from kleiber.config.extensions import (
     VARIABLE,

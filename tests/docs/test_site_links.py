@@ -1,6 +1,7 @@
 """Links of pages to files of the repository become links between pages of the site."""
 
 import pytest
+from pages import links, topics
 from pages.links import relink
 
 LINKS = {
@@ -21,3 +22,20 @@ LINKS = {
 @pytest.mark.parametrize(("page", "home", "link"), LINKS)
 def test_a_link_leads_to_the_page_that_is_made_of_its_file(page, home, link):
     assert relink(f"see [this]({link}), `[code]`", page, home) == f"see [this]({LINKS[page, home, link]}), `[code]`"
+
+
+def test_text_stands_for_links_to_what_is_not_there_and_pictures_go():
+    text = "[bias](../topics/bias.md), [here](page.md#top) ![a figure](gone.png) [far](https://example.com/x)"
+    kept = links.without_absent(text, lambda target: target == "page.md#top")
+    assert kept == "bias, [here](page.md#top)  [far](https://example.com/x)"
+
+
+def test_a_topic_that_has_tests_and_no_folder_was_deleted(tmp_path):
+    (tmp_path / "tests/topics/bias").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/page.md").write_text("[recall](../src/kleiber_topics/recall/README.md)")
+    assert topics.deleted(tmp_path) == ["bias", "recall"]
+    for name in ("bias", "recall"):
+        (tmp_path / "src/kleiber_topics" / name).mkdir(parents=True)
+        (tmp_path / "src/kleiber_topics" / name / "README.md").write_text("# Name: what\n")
+    assert topics.deleted(tmp_path) == []

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kleiber.inference.error_budget import ErrorBudget
-from kleiber.inference.gating import Noise, Rules, Stream, interval_elsewhere, interval_of_pairs
+from kleiber.inference.gating import ErrorBudget, Noise, Rules, Stream, interval_elsewhere, interval_of_pairs
 
 NOISE = Noise(squares=20.0, df=20.0, pair_squares=40.0, pair_df=20.0)  # a run has sd 1, a pair sqrt(2)
 RECORD = Path(__file__).parents[2] / "benchmarks/results/gate.json"

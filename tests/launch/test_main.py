@@ -240,7 +240,7 @@ def test_a_root_that_cannot_be_written_is_refused_in_one_line(tmp_path, monkeypa
 
 def test_a_gpu_that_does_not_exist_is_refused_in_one_line(trainer, monkeypatch, capsys):
     """FAULTS 31."""
-    monkeypatch.setattr("kleiber.config.division_checks._has_gpu", lambda: False)
+    monkeypatch.setattr("kleiber.config.check._has_gpu", lambda: False)
     assert main(["trainer=gpu"]) == 2
     error = capsys.readouterr().err
     assert "set trainer.accelerator=cpu" in error and len(error.splitlines()) == 1

@@ -7,6 +7,7 @@ import sys
 import pytest
 from processes import PATIENCE
 from small_run import REPOSITORY
+from topic_choices import skip_without_topics
 
 from kleiber.launch import run_cost
 from kleiber.launch.main import main
@@ -128,6 +129,7 @@ def test_a_transfer_study_is_priced_with_all_its_rounds(unmeasured, tmp_path, ca
     }  # fmt: skip
     (tmp_path / "conf/experiment/small.yaml").write_text("# @package _global_\n" + json.dumps({"design": design}))
     small = ["trainer=smoke", "logger=csv", "batch.tokens=512", "model.context=64", f"root={tmp_path / 'r'}"]
+    skip_without_topics("study=transfer")
     study = ["--config-dir", "conf", "study=transfer", "experiment=small", *small]
     assert main([*study, "dry_run=plan.json"]) == 0, capsys.readouterr().err
     plan = json.loads((tmp_path / "plan.json").read_text())

@@ -8,8 +8,7 @@ import scipy.stats
 import torch
 
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.labelled import LabelledCorpus
-from kleiber.data.labels import Kind
+from kleiber.data.labelled import Kind, LabelledCorpus
 from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE

@@ -42,15 +42,13 @@ ALLOWED = {
         launch/process.py open""",
     PACKAGE: """
         config/extensions.py file.read_text
+        config/compose.py OmegaConf.load
         config/labels.py file.read_text
         config/targets.py file.read_text
         config/words.py read_text
         config/words.py yaml.safe_load
         data/builtin.py tokenize.open
         kleiber_topics/judging/server.py read_text
-        studies/designs/pretraining.py OmegaConf.load
-        studies/designs/sequences.py OmegaConf.load
-        studies/report.py OmegaConf.load
         types/__init__.py read_text""",
     READER: """
         data/blocks.py ParquetFile

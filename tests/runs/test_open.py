@@ -45,7 +45,7 @@ def test_a_recorded_config_that_does_not_pass_the_check_builds_nothing(tmp_path,
     ("group", "node"),
     [
         ("trainer", {"accelerator": "gpu"}),
-        ("logger", {"mlflow": {"_target_": "kleiber.training.mlflow_logger"}}),
+        ("logger", {"mlflow": {"_target_": "kleiber.training.MLflow"}}),
         ("logger", {"lab": {"_target_": "a_lab_that_is_not_installed.Logger"}}),
         ("callbacks", {"checkpoints": {"_target_": "kleiber.training.Checkpoints", "remote": "s3://bucket/runs"}}),
         ("privacy", {"_target_": "kleiber.optimizers.DPSGD", "epsilon": 8.0}),

@@ -11,7 +11,7 @@ from kleiber.data.order import poisson_sample
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.retention.replay import mix_earlier
 from kleiber.runs import stage as stages
-from kleiber.runs.stage_record import unique_tokens
+from kleiber.runs.stage import unique_tokens
 from kleiber.training.callbacks import evaluate
 from kleiber.types.contracts import Samples
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kleiber.studies.claims import Claim, Question, decide_together, expand, overall, read_claims
-from kleiber.studies.decision import Decision, estimate_around, interval
+from kleiber.studies.decision import Decision, estimate_around, mean_interval
 from kleiber.studies.statements import statement
 
 LEVELS = {"arm": ["plain", "a", "b"], "size": [10, 40, 20]}
@@ -65,7 +65,7 @@ def test_all_claims_and_looks_share_the_error_rate():
     results = decide_together(asked, 0.9, looks=2)
     decisions = ["supported", "not tested", "contradicted", "supported"]
     assert [result.decision for result in results] == decisions and overall(results) == Decision.CONTRADICTED
-    ends = interval(values, 1 - 3 / 4 * 0.1 / 2)  # three claims about one difference, of four claims
+    ends = mean_interval(values, 1 - 3 / 4 * 0.1 / 2)  # three claims about one difference, of four claims
     for tested in (each for each in results if each.estimate):
         assert (tested.estimate.lo, tested.estimate.hi) == pytest.approx(ends)
     assert overall([]) is None and overall(results[:2]) == Decision.NOT_TESTED

@@ -3,7 +3,7 @@
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.panel_law import read_law
+from kleiber.studies.panel import read_law
 
 from .joint_runs import write_mixtures, write_repeats
 from .panels import declared

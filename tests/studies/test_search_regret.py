@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kleiber.studies.search_regret import format_total, halving_regret, regret_text, selection_regret
+from kleiber.studies.search import format_total, halving_regret, regret_text, selection_regret
 from kleiber.studies.search_trials import Trials
 
 

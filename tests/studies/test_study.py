@@ -7,7 +7,7 @@ from kleiber.config.check import check_node
 from kleiber.config.errors import ConfigError
 from kleiber.studies.report import study_of
 
-WITH_INTERVALS = ["Panel", "Forgetting", "ForgettingLaw", "MupTransfer", "ClmVsMlm"]
+WITH_INTERVALS = ["Panel", "Forgetting", "ForgettingLaw", "MupTransfer"]
 
 
 @pytest.mark.parametrize("study", WITH_INTERVALS)

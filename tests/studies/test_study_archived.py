@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 import kleiber.studies
+from kleiber.config.compose import read_choice
 from kleiber.launch.cli import main
 from kleiber.records import archive
 from kleiber.records.catalog import archive_runs, read_runs
 from kleiber.studies.compare.study import Compare
 from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.laws import laws_json
-from kleiber.studies.report import load_study, study_of
+from kleiber.studies.report import study_of
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import content
 
@@ -24,7 +25,7 @@ from .comparisons import write_study
 from .ladders import noisy, small_loss, write_tree
 
 COMPARE = {"_target_": "kleiber.studies.Compare"}
-ROUTERS = Compare(claims=load_study("routers")["claims"])
+ROUTERS = Compare(claims=read_choice("study", "routers")["study"]["claims"])
 
 
 def ladder(home: Path) -> None:

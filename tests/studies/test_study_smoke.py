@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jsonschema
 import pytest
 from small_run import REPOSITORY
+from topic_choices import skip_without_topics
 
 from kleiber.config.compose import Composer, list_choices
 from kleiber.launch.main import main
@@ -260,6 +261,8 @@ def test_a_study_is_trained_and_analyzed(name, tmp_path, cache_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["data_repeat", "transfer"])
 def test_a_second_start_trains_nothing(name, tmp_path, cache_dir):
+    skip_without_topics(f"study={name}")
+
     def written():
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/summary.json")}
 

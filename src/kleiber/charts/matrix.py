@@ -12,7 +12,7 @@ from kleiber.charts.theme import PALETTE, Chart, Rows, apply_theme, title_above,
 WRITTEN = 16  # most columns whose values are written into their cells
 
 
-def matrix(
+def change_matrix(
     rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool = False, subtitle: str = "", *,
     panel: str = "series", columns: int = 0, cell: tuple[int, int] = (42, 22), style: str = ".3f",
     tips: Sequence[Chart] = (),

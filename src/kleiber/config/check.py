@@ -2,13 +2,16 @@
 
 The arguments of a node with a `_target_` are checked against the signature of its class, and plain nodes against the
 dataclasses below. Types are strict: a number in quotes is not a number, and `true` is not 1. Rules about several keys
-are in `cross_checks` and `division_checks`.
+are in `cross_checks`. The machine must have the devices of `trainer`, and a model must be divisible over them; torch is
+imported only to count the GPUs of a machine that has some.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
@@ -19,13 +22,12 @@ from annotated_types import Le, MaxLen, MinLen, MultipleOf
 
 from kleiber.config.cost import Cost
 from kleiber.config.cross_checks import check_compatibility
-from kleiber.config.division_checks import check_division
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import Parameter, Signature, runtime_signature
 from kleiber.config.hydra_keys import HYDRA_KEYS, PARTIAL, check_hydra_keys
-from kleiber.config.stage_checks import check_stage
+from kleiber.config.stage_checks import adds_weights, check_stage
 from kleiber.config.stages import Budget, Quantity, is_chain, stage_configs
-from kleiber.config.targets import SUPPLIED, signature
+from kleiber.config.targets import SUPPLIED, argument, class_attribute, signature
 from kleiber.config.words import in_our_words
 from kleiber.types import Config, Count, Natural, Seed
 
@@ -34,6 +36,66 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}  # of the constraints of annotated_types, in errors
+
+
+def check_division(config: Config) -> None:
+    """Raises ConfigError for devices that there are not, and for what does not work with trainer=expert."""
+    trainer = config["trainer"]
+    _check_devices(trainer)
+    if not class_attribute(trainer["_target_"], "divides_experts"):
+        return
+    devices = argument(trainer, "devices")
+    _check_experts(config["model"], devices)
+    refused = {
+        "trainer.compile=true": argument(trainer, "compile"),
+        f"retention={'+'.join(config.get('retention') or {})}": any((config.get("retention") or {}).values()),
+        "adapter=lora or dora": adds_weights(config.get("adapter")),
+    }
+    for key, chosen in refused.items():
+        if chosen and devices > 1:
+            raise ConfigError(
+                f"{key} does not work with the divided experts of trainer=expert: remove it, or set trainer=ddp"
+            )
+
+
+def _check_devices(trainer: Config) -> None:
+    devices = argument(trainer, "devices")
+    if class_attribute(trainer["_target_"], "is_distributed") is False and devices != 1:
+        raise ConfigError(f"trainer.devices={devices} needs a distributed trainer: set trainer=ddp")
+    if class_attribute(trainer["_target_"], "shards_weights") and devices < 2:
+        raise ConfigError(f"trainer.devices={devices} must be >= 2 for trainer=fsdp")
+    if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
+        raise ConfigError("trainer.accelerator=gpu, but this machine has no GPU: set trainer.accelerator=cpu")
+
+
+def _has_gpu() -> bool:
+    """Whether this machine has a GPU. Looks for device files first, because importing torch is slow."""
+    if (
+        sys.platform == "linux"
+        and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+        and any(Path("/dev").glob("nvidia[0-9]*"))
+    ):
+        return True
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _check_experts(model: Config, devices: int) -> None:
+    mlp = model.get("mlp")
+    mlp = mlp if isinstance(mlp, Mapping) and "_target_" in mlp else {"_target_": "kleiber.nn.SwiGLU"}
+    experts = argument(mlp, "num_experts")
+    if experts is None:
+        raise ConfigError(
+            "trainer=expert divides the experts of a mixture over the devices, and this model has none: set model=moe, "
+            "or trainer=ddp"
+        )
+    granularity = argument(mlp, "granularity") or 1
+    if experts * granularity % devices:
+        parts = f" x model.mlp.granularity={granularity}" if granularity > 1 else ""
+        raise ConfigError(
+            f"model.mlp.num_experts={experts}{parts} must be a multiple of trainer.devices={devices} for trainer=expert"
+        )
 
 
 @dataclass(frozen=True)

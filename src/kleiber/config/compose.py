@@ -2,6 +2,9 @@
 
 Every `key=value` becomes `++key=value`, so an argument of a class can be set without an entry in a YAML file, with or
 without a `+`. Groups and choices are checked here, before Hydra composes; `kleiber.config.check` checks the result.
+
+Only some of Hydra's own keys may be set, because kleiber has its launchers, sweepers and folders.
+Hydra's other launchers and sweepers would call a task function for each cell, which trains nothing here.
 """
 
 from __future__ import annotations
@@ -25,22 +28,90 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import conf_dir, extension_folders
-from kleiber.config.hydra_overrides import check_hydra_override, check_hydra_plugins, chosen_names
 from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
 from kleiber.config.stages import LIMITS
 from kleiber.config.url_secrets import map_secrets, remember_secrets
-from kleiber.config.words import in_our_words
+from kleiber.config.words import in_our_words, words
 from kleiber.types import Json
 
 USUAL = {"model/router": "topk", "objective": "clm"}  # choices that the names of runs leave out
 
 Composed = TypeVar("Composed")
+FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
+OTHER_LAUNCHER = "launcher=process launcher.workers=4"
+SEARCH = "design=search design.sampler=tpe"
+
+
+def check_hydra_override(override: Override) -> None:
+    """Raises ConfigError, with the override to write, for a key of Hydra that kleiber sets or replaces."""
+    key = override.key_or_group
+    if key in FOLDER_KEYS:
+        raise ConfigError(f"{key} cannot be set: the config determines the folder of a run. Set root= or name= instead")
+    line, choice = str(override.input_line), ""
+    if not override.is_delete() and not override.is_sweep_override():
+        choice = str(override.value())
+    if (key.startswith("hydra/launcher") and choice != "kleiber") or key.startswith("hydra.launcher"):
+        raise ConfigError(refuse_launcher(line, choice))
+    sets_sweeper = key.startswith("hydra.sweeper") and not key.startswith("hydra.sweeper.params")
+    if (key.startswith("hydra/sweeper") and choice != "kleiber") or sets_sweeper:
+        raise ConfigError(refuse_sweeper(line))
+
+
+def check_hydra_plugins(config: DictConfig) -> None:
+    """Raises ConfigError where a config file chooses another launcher or sweeper of Hydra than kleiber's."""
+    hydra, choices = config.hydra, config.hydra.runtime.choices
+    if not is_of_kleiber(target := str(hydra.launcher._target_)):
+        raise ConfigError(
+            refuse_launcher(f"hydra.launcher._target_={target}, of a config file,", choices["hydra/launcher"])
+        )
+    if not is_of_kleiber(target := str(hydra.sweeper._target_)):
+        raise ConfigError(refuse_sweeper(f"hydra.sweeper._target_={target}, of a config file,"))
+
+
+def is_of_kleiber(target: str) -> bool:
+    """Whether the `_target_` of a launcher or sweeper is a class of kleiber's plugins."""
+    return target.startswith("hydra_plugins.kleiber.")
+
+
+def refuse_launcher(setting: str, choice: str) -> str:
+    """Returns the error for a launcher of Hydra, whose name is `choice`."""
+    _, way = words().get(f"hydra/launcher={choice}", ("", OTHER_LAUNCHER))
+    return f"{setting} is not supported. To choose how the cells of a sweep run, write {way}"
+
+
+def refuse_sweeper(setting: str) -> str:
+    """Returns the error for a sweeper of Hydra."""
+    return f"{setting} is not supported. To run all combinations of values, write -m KEY=A,B; to search, {SEARCH}"
+
+
+def chosen_names(override: Override) -> Iterator[str]:
+    """Yields every choice that the override of a group names: one, those of a list, or those of a sweep."""
+    if override.is_delete():
+        return
+    if override.is_sweep_override():
+        if override.is_discrete_sweep():
+            yield from (value.strip("'\"") for value in override.sweep_string_iterator() if value[:1] != "[")
+        return
+    value = override.value()
+    if isinstance(value, list):
+        yield from ("null" if item is None else str(item) for item in value)
+    elif value is not None:
+        yield str(value)
 
 
 def find_choice(group: str, name: str) -> Path | None:
     """Returns the file of a choice, in kleiber's conf folder or in that of an extension; None if there is none."""
     files = [folder / group / f"{name}.yaml" for folder in (conf_dir(), *extension_folders())]
     return next((file for file in files if file.is_file()), None)
+
+
+def read_choice(group: str, name: str) -> Json:
+    """Returns the content of the file of a choice. Raises ValueError, which lists the choices, if there is none."""
+    file = find_choice(group, name)
+    if file is None:
+        names = list_choices(group)
+        raise ValueError(f"{group}={name} must be one of {', '.join(names)}.{did_you_mean(name, names)}")
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)  # type: ignore[return-value]
 
 
 def config_files() -> dict[str, Path]:

@@ -123,9 +123,9 @@ def extension_folders() -> list[Path]:
 def offers(kind: str) -> dict[str, str]:
     """Returns what the allowed packages, and the packages in them, offer of a kind: dotted names by key.
 
-    kind  COMMANDS of `kleiber`, NAMED data, AUDITS of `kleiber data`, LOOKUPS of `kleiber generate` or REWARDS of
-          objective=grpo: the assignment in the `__init__.py` of a package that lists them, as
-          COMMANDS = {"judge": "command.judge"}
+    kind  COMMANDS of `kleiber`, NAMED data, AUDITS of `kleiber data`, LOOKUPS of `kleiber generate`, LAWS of
+          `kleiber fit` or REWARDS of objective=grpo: the assignment in the `__init__.py` of a package that lists them,
+          as COMMANDS = {"judge": "command.judge"}
 
     Nothing is imported. Raises ConfigError for a package that cannot be found.
     """

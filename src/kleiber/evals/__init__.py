@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         target_scores,
     )
     from kleiber.evals.measure import own_sets
-    from kleiber.evals.pseudo_likelihood import pseudo_log_likelihoods
+    from kleiber.evals.pairs import pseudo_log_likelihoods
     from kleiber.evals.streams import (
         Change,
         Stream,

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from kleiber.types import lazy_exports
 
 if TYPE_CHECKING:
-    from kleiber.inference.error_budget import ERROR_KINDS, ErrorBudget, ErrorKind
     from kleiber.inference.gating import (
+        ERROR_KINDS,
         FEWEST_PLAIN,
         PILOT,
+        ErrorBudget,
+        ErrorKind,
         Rules,
         Stream,
         interval_elsewhere,

@@ -35,7 +35,7 @@ MODULES = (
     "kleiber.runs.evaluate",
     "kleiber.runs.evaluation_subject",
     "kleiber.runs.inputs",
-    "kleiber.runs.monitors",
+    "kleiber.runs.run",
     "kleiber.runs.run",
     "kleiber.runs.stage",
     "kleiber.training.callbacks.classes",

@@ -2,19 +2,23 @@
 
 However the run ends, summary.json records its status, and the loggers get the exit code. The launcher
 chooses the folder and starts the ranks.
+
+The metrics that callbacks of Lightning monitor are checked before anything is trained.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, RankLost, Status
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, RankLost, Status, did_you_mean
 from kleiber.config.system_errors import describe
+from kleiber.config.targets import argument
+from kleiber.evals.task_scores import bytes_per_target
 from kleiber.records.continuation import continues_folder
 from kleiber.records.directory_lock import is_replaced
 from kleiber.records.environment import cpu_name
@@ -24,6 +28,7 @@ from kleiber.records.progress import activity
 from kleiber.records.regular_files import make_folder
 from kleiber.records.summary import Summary
 from kleiber.records.terminal import columns, print_line, print_traceback
+from kleiber.runs.stage_tree import Stage
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -31,6 +36,40 @@ if TYPE_CHECKING:
     from kleiber.runs.stage_tree import Stage, Tree
     from kleiber.training.loggers import StageLogger
     from kleiber.training.trainer import Local
+
+
+def check_monitors(stages: Sequence[Stage]) -> None:
+    """Raises ConfigError where a callback such as EarlyStopping monitors what a stage does not measure."""
+    for stage in stages:
+        names = stage_metrics(stage)
+        for key, monitor in monitors(stage.config):
+            if monitor not in names:
+                where = f" of the stage {stage.name}" if len(stages) > 1 else ""
+                raise ConfigError(
+                    f"callbacks.{key}.monitor={monitor} must be a metric that validations{where} measure: "
+                    f"{', '.join(names)}.{did_you_mean(monitor, names)} To end training at a loss, set "
+                    "budget.stop_at_loss=1.6"
+                )
+
+
+def monitors(cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """Yields key and monitored metric of each callback that is not kleiber's and monitors one."""
+    nodes = OmegaConf.to_container(cfg.callbacks, resolve=True)
+    assert isinstance(nodes, dict)
+    for key, node in nodes.items():
+        if isinstance(node, dict) and not str(node["_target_"]).startswith("kleiber."):
+            monitor = argument(node, "monitor")
+            if isinstance(monitor, str):
+                yield str(key), monitor
+
+
+def stage_metrics(stage: Stage) -> list[str]:
+    """Returns the metrics of every validation of a stage: loss, bits per byte of text, and the main metric."""
+    objective, names = stage.plan.objective, list[str]()
+    for task, held_out in stage.plan.corpus.validation.items():
+        bits = [] if bytes_per_target(objective, held_out) is None else ["bits_per_byte"]
+        names += [f"val/{task}/{metric}" for metric in dict.fromkeys(["loss", *bits, objective.metric])]
+    return names
 
 
 def train(config: Config, folder: Path, overrides: Sequence[str] = ()) -> int:
@@ -111,7 +150,6 @@ def plan_stages(config: Config, hardware: Local, model_of: ModelBuilder | None =
     Raises ValueError when a stage does not fit its data or the plan.
     """
     from kleiber.config.targets import build
-    from kleiber.runs.monitors import check_monitors
     from kleiber.runs.plan import make_plan
     from kleiber.runs.stage_tree import Layout
 

@@ -227,8 +227,8 @@ def task_table(best: Rows, level: float) -> list[Json]:
 
 def figures(best: Rows, level: float) -> Figures:
     """Three for every start; with several starts its name stands behind theirs."""
+    from kleiber.charts.intervals import estimates
     from kleiber.studies.compare import figures as drawing
-    from kleiber.studies.compare.chart_forms import estimates
 
     charts: Figures = {}
     starts = list(dict.fromkeys(best["start"]))

@@ -84,7 +84,7 @@ class Estimate:
         return replace(self, lo=max(least, self.lo), hi=min(most, self.hi))
 
 
-def interval(values: Sequence[float], level: float) -> tuple[float | None, float | None]:
+def mean_interval(values: Sequence[float], level: float) -> tuple[float | None, float | None]:
     """Student's interval of the mean; (None, None) below two values and for values that are not finite."""
     n = len(values)
     if n < 2 or not all(map(math.isfinite, values)):
@@ -102,7 +102,7 @@ def mean_estimate(values: Sequence[float], level: float, unit: str) -> Estimate 
     """Returns the mean of one value per seed, with Student's interval; None without values."""
     if not values:
         return None
-    lo, hi = interval(values, level)
+    lo, hi = mean_interval(values, level)
     return Estimate(statistics.fmean(values), lo, hi, len(values), unit)
 
 

@@ -209,7 +209,7 @@ def difference_row(result: Result) -> Json:
 
 
 def bound_of(result: Result) -> str:
-    """Returns what a difference is if not its estimate, where F of a side is a bound; see `chart_forms.BOUNDS`."""
+    """Returns what a difference is if not its estimate, where F of a side is a bound; see `charts.intervals.BOUNDS`."""
     below, above = result.question.open_ends
     return {(True, False): "at most", (False, True): "at least", (True, True): "not bounded by"}.get((below, above), "")
 
@@ -277,6 +277,7 @@ METHODS = (
 
 def figures(record: Json) -> Figures:
     """Returns the figures that the runs allow, by name."""
+    from kleiber.charts.intervals import estimates
     from kleiber.studies.compare import chart_forms
     from kleiber.studies.compare import figures as drawing
 
@@ -291,7 +292,7 @@ def figures(record: Json) -> Figures:
     if reached and at is not None:
         title = f"Forgetting at a target loss of {at:.3g} nats"
         note = f"{study.level:.0%} intervals; dashed: {label(order[0])}"
-        charts["matched"] = lambda: chart_forms.estimates(
+        charts["matched"] = lambda: estimates(
             reached, names, chart_forms.FORGETTING, title, subtitle=note, by_effect=True
         )
     rows_drawn = [{**difference_row(result), "bound": bound_of(result)} for result in record["between_arms"]]
@@ -302,7 +303,7 @@ def figures(record: Json) -> Figures:
     ]
     if gaps:
         plain = " or ".join(dict.fromkeys(row["against"] for row in gaps))
-        charts["differences"] = lambda: chart_forms.estimates(
+        charts["differences"] = lambda: estimates(
             gaps, names, "difference (nats per token)", f"Differences from {plain}", zero=True, by_effect=True,
             subtitle=f"all {study.level:.0%} intervals hold together; dashed: no difference",
         )  # fmt: skip

@@ -210,8 +210,8 @@ def critical_text(rows: Sequence[Row]) -> str:
 
 def frontier_figure(frontier: pd.DataFrame) -> Chart:
     """Loss at the best rate vs batch, a line for each number of tokens and a panel for each size."""
-    from kleiber.charts.theme import format_count
-    from kleiber.studies.compare.chart_forms import lines, values_axis
+    from kleiber.charts.series import seed_lines as lines
+    from kleiber.charts.theme import format_count, values_axis
 
     names = {D: f"{format_count(D)} tokens" for D in sorted(frontier["D"].unique())}
     panels = [f"N = {format_count(N)}" for N in frontier["N"]]

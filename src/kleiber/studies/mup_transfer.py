@@ -267,7 +267,8 @@ def edge_warnings(row: Row, axis: Axis = "width") -> list[dict[str, str]]:
 
 def tuning_figure(arms: Arms, axis: Axis) -> object:
     """Loss vs learning rate, a line for each size and a panel for each parametrization."""
-    from kleiber.studies.compare.chart_forms import lines, values_axis
+    from kleiber.charts.series import seed_lines as lines
+    from kleiber.charts.theme import values_axis
     from kleiber.studies.compare.figures import losses_of
 
     tables = [

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kleiber.charts.distribution import distribution
 from kleiber.charts.intervals import estimates
-from kleiber.charts.matrix import heat_map, matrix
+from kleiber.charts.matrix import change_matrix, heat_map
 from kleiber.charts.scatter import scatter
 from kleiber.charts.series import Marks, arm_color, end_names, lines, scale_over
 from kleiber.charts.theme import HEIGHT, Chart, Rows, count_axis, kind_color, log_axis, span
@@ -200,7 +200,7 @@ def draw_matrix(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     legend = view.measures[str(rows["measure"].iloc[0])].title
     title, subtitle = text(node, "title"), text(node, "subtitle")
     if table.contrast:
-        return matrix(rows.assign(change=rows["value"]), across, down, legend, title, subtitle=subtitle)
+        return change_matrix(rows.assign(change=rows["value"]), across, down, legend, title, subtitle=subtitle)
     return heat_map(rows, across, down, legend, title, subtitle, panel="series" if panel else "")
 
 

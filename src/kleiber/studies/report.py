@@ -30,7 +30,7 @@ from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.overview import Overview
 from kleiber.studies.study import Findings, Study, content
-from kleiber.types import Config, Json, Row
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run as WandbRun
@@ -174,13 +174,14 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     where a file names another class.
     """
     from kleiber.config.check import check_node
+    from kleiber.config.compose import read_choice
     from kleiber.config.foreign import check_foreign
     from kleiber.config.targets import build, class_attribute
 
     nodes = {str(run.folder / "config.yaml"): run.config["study"] for run in runs if run.config.get("study")}
     place = folder / "study.yaml"
     if name is not None:
-        nodes = {f"--study {name}": load_study(name)}
+        nodes = {f"--study {name}": read_choice("study", name)["study"]}
     elif os.path.lexists(place):
         nodes = {str(place): read_config_node(place)}
     if not nodes:
@@ -196,21 +197,6 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     if not isinstance(study, Study):
         raise ConfigError(f"{source}: study._target_={target} must be the class of a study")
     return study
-
-
-def load_study(name: str) -> Config:
-    """Loads the `study` node of the choice study=<name>. Raises ValueError for an unknown name."""
-    from omegaconf import OmegaConf
-
-    from kleiber.config.compose import find_choice, list_choices
-    from kleiber.config.errors import did_you_mean
-
-    file = find_choice("study", name)
-    if file is None:
-        names = list_choices("study")
-        raise ValueError(f"--study {name} must be one of {', '.join(names)}.{did_you_mean(name, names)}")
-    node = OmegaConf.load(file).study  # type: ignore[union-attr]
-    return OmegaConf.to_container(node)  # type: ignore[return-value]
 
 
 def report(

@@ -5,7 +5,7 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "CsvLogger": "loggers",
     "TensorBoard": "mirrors",
-    "mlflow_logger": "mirrors",
+    "MLflow": "mirrors",
     "wandb_logger": "wandb_mirror",
     "DDP": "trainer",
     "ExpertParallel": "parallel",

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lightning.pytorch.loggers import Logger
 
@@ -38,7 +38,10 @@ class Mirror(StageLogger):
     label       name of the tool, for messages
     run_config  the config of the run
     axis        what x counts: steps or tokens, from the root of the tree of stages
+    package     that the tool needs; a config with it is refused where it is not installed
     """
+
+    package: ClassVar[str | None] = None
 
     def __init__(self, logger: Logger | None, label: str, run_config: Json, axis: Axis = "steps") -> None:
         super().__init__()
@@ -119,6 +122,7 @@ class TensorBoard(Mirror):
     axis  what x counts: steps or tokens, from the root of the tree of stages
     """
 
+    package: ClassVar[str] = "tensorboard"
     logger: TensorBoardLogger | None
 
     def __init__(self, folder: Path, run_config: Json, axis: Axis = "steps") -> None:
@@ -166,10 +170,56 @@ def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in table)
 
 
-class MLflowMirror(Mirror):
-    """MLflow: rows, the config as parameters, and tables of text as artifacts."""
+class MLflow(Mirror):
+    """MLflow: rows, the config as parameters, and tables of text as artifacts.
 
+    The experiment has the name of the sweep; a resumed run continues its MLflow run. Needs the extra `mlflow`. Raises
+    ConfigError when the server does not answer.
+
+    tracking_uri  of the server; None: MLFLOW_TRACKING_URI, else the database mlflow.db beside the folders of the sweeps
+    tags          of the MLflow run
+    axis          what x counts: steps or tokens, from the root of the tree of stages
+    """
+
+    package: ClassVar[str] = "mlflow"
     logger: MLFlowLogger
+
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        run_name: str,
+        run_group: str,
+        run_config: Json,
+        tracking_uri: OutsidePath | None = None,
+        tags: dict[str, str] | None = None,
+        axis: Axis = "steps",
+    ) -> None:
+        from lightning.pytorch.loggers import MLFlowLogger
+
+        home = folder.absolute().parents[1]
+        server = reveal_secrets(tracking_uri) if tracking_uri else os.environ.get("MLFLOW_TRACKING_URI")
+        place = server or f"sqlite:///{home / 'mlflow.db'}?timeout=60"  # seconds to wait for other cells that write
+        for name in ("alembic", "mlflow", "lightning.pytorch.loggers.mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # it reports each table of a new database
+        try:
+            # Cells of a sweep begin at the same time, and only one of them can create the database and the experiment.
+            with wait_for_lock(home / ".mlflow.lock", lambda: None):
+                logger = MLFlowLogger(
+                    experiment_name=run_group, run_name=run_name, tracking_uri=place,
+                    run_id=_mlflow_run(place, run_group, run_id),
+                    tags={**(tags or {}), "kleiber.run_id": run_id},
+                    artifact_location=None if server else f"{home / 'mlruns'}",
+                )  # fmt: skip
+                number = logger.run_id
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # of the network, of the database and of MLflow
+            reason = hide_secrets(f"{place} cannot be used: {error}")
+            raise ConfigError(f"logger.mlflow.tracking_uri={reason}") from error
+        super().__init__(logger, "MLflow", run_config, axis)
+        self.description = f"MLflow run {number} in {hide_secrets(place).partition('?')[0]}"
+        self.log_config()
 
     def log_rows(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
         """Sends a table of text as an artifact, such as samples.md."""
@@ -177,52 +227,6 @@ class MLflowMirror(Mirror):
             with self.guarded():
                 name = f"{self.prefixed(key)}.md"
                 self.logger.experiment.log_text(self.logger.run_id, markdown_table(columns, rows), name)
-
-
-def mlflow_logger(
-    folder: Path,
-    run_id: str,
-    run_name: str,
-    run_group: str,
-    run_config: Json,
-    tracking_uri: OutsidePath | None = None,
-    tags: dict[str, str] | None = None,
-    axis: Axis = "steps",
-) -> Mirror:
-    """An MLflow logger. The experiment has the name of the sweep; a resumed run continues its MLflow run.
-
-    tracking_uri  of the server; None: MLFLOW_TRACKING_URI, else the database mlflow.db beside the folders of the sweeps
-    tags          of the MLflow run
-    axis          what x counts: steps or tokens, from the root of the tree of stages
-
-    Needs the extra `mlflow`. Raises ConfigError when the server does not answer.
-    """
-    from lightning.pytorch.loggers import MLFlowLogger
-
-    home = folder.absolute().parents[1]
-    server = reveal_secrets(tracking_uri) if tracking_uri else os.environ.get("MLFLOW_TRACKING_URI")
-    place = server or f"sqlite:///{home / 'mlflow.db'}?timeout=60"  # seconds to wait for other cells that write
-    for name in ("alembic", "mlflow", "lightning.pytorch.loggers.mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # it reports each table of a new database
-    try:
-        # Cells of a sweep begin at the same time, and only one of them can create the database and the experiment.
-        with wait_for_lock(home / ".mlflow.lock", lambda: None):
-            logger = MLFlowLogger(
-                experiment_name=run_group, run_name=run_name, tracking_uri=place,
-                run_id=_mlflow_run(place, run_group, run_id),
-                tags={**(tags or {}), "kleiber.run_id": run_id},
-                artifact_location=None if server else f"{home / 'mlruns'}",
-            )  # fmt: skip
-            number = logger.run_id
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # of the network, of the database and of MLflow
-        reason = hide_secrets(f"{place} cannot be used: {error}")
-        raise ConfigError(f"logger.mlflow.tracking_uri={reason}") from error
-    mirror = MLflowMirror(logger, "MLflow", run_config, axis)
-    mirror.description = f"MLflow run {number} in {hide_secrets(place).partition('?')[0]}"
-    mirror.log_config()
-    return mirror
 
 
 def _mlflow_run(place: str, experiment: str, run_id: str) -> str | None:

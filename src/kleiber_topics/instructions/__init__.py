@@ -6,5 +6,5 @@ EXPORTS = {
     "InstructSets": "instruct_sets",
     "Instructions": "evaluation",
 }
-NAMED = {"builtin/instructions": "verifiable.InstructionData"}
+NAMED = {"builtin/instructions": "evaluation.InstructionData"}
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -9,11 +9,11 @@ import jsonschema
 import pytest
 from fake_run import fake_score
 
+from kleiber.config.compose import read_choice
 from kleiber.config.labels import readable
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.study import Compare
-from kleiber.studies.report import load_study
 from kleiber.studies.study import SCHEMA_FILE, PlannedPoint, content
 
 from ..arm_runs import write
@@ -255,7 +255,7 @@ def test_a_study_that_is_claims_alone_decides_them(tmp_path, name):
     for arm, loss in LOSSES[name].items():
         total = 900_000 if arm in ("moe", "dense_total") else 400_000
         write(tmp_path, STUDY, arm, loss, total=total, core=200_000 if arm.endswith("_96") else 100_000)
-    node = load_study(name)
+    node = read_choice("study", name)["study"]
     study = Compare(**{str(key): value for key, value in node.items() if key != "_target_"})
     runs = read_runs(tmp_path)
     for run in runs if name == "moe_gain" else ():

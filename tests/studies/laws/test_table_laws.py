@@ -9,7 +9,9 @@ from kleiber.studies.laws.table_laws import compare, rank_correlation, read_reco
 
 from ..panels import plant
 from ..test_fit_command import run
-from .mixture_tables import mixtures, scores
+
+mixtures = pytest.importorskip("topics.mixtures.tables").mixtures  # the laws of topics, where they are here
+scores = pytest.importorskip("topics.task_scores.tables").scores
 
 SCORES = "N=N,D=D,loss=loss,acc=acc,floor=0.25"
 

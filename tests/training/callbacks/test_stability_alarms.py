@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from kleiber.training.callbacks.stability_alarms import (
+from kleiber.training.callbacks.stability import (
     Alarms,
     Bound,
     relative_to_others,

@@ -9,16 +9,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.intervals import ARROWS, estimates
-from kleiber.charts.matrix import matrix
+from kleiber.charts.intervals import ARROWS
 from kleiber.charts.series import MOST, Marks, arm_color, draw, small_multiples
-from kleiber.charts.series import seed_lines as lines
-from kleiber.charts.theme import GRAY, Rows, in_rows, reference_line, span, values_axis
+from kleiber.charts.theme import Rows, reference_line, span
 from kleiber.studies.compare.rows import label
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.types import Row
-
-__all__ = ["GRAY", "estimates", "frontier", "in_rows", "interval_note", "lines", "matrix", "span", "values_axis"]
 
 BETTER = ARROWS["lower"]
 FORGETTING, TARGET = "forgetting F (nats per token)", "target loss (nats per token)"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from kleiber.charts.distribution import distribution
 from kleiber.charts.intervals import estimates
-from kleiber.charts.matrix import matrix
+from kleiber.charts.matrix import change_matrix
 from kleiber.charts.scatter import point_names
 from kleiber.charts.scatter import scatter as points
 from kleiber.charts.series import Marks, arm_color, lines, seed_lines
@@ -223,7 +223,7 @@ def task_losses(rows: Rows, chosen: Rows, order: Sequence[str], texts: Mapping[s
             cells.append({"arm": label(arm), "task": names[task], "value": loss, "change": change})
     x, y = alt.X("task:N", title=None, sort=None, axis=alt.Axis(labelAngle=0)), alt.Y("arm:N", title=None, sort=None)
     title = "Loss by task before and after fine-tuning"
-    return matrix(pd.DataFrame(cells), x, y, "change (nats)", title, worse=True, subtitle=CHOSEN)
+    return change_matrix(pd.DataFrame(cells), x, y, "change (nats)", title, worse=True, subtitle=CHOSEN)
 
 
 def loads(rows: Sequence[Row], order: Sequence[str]) -> Chart:
@@ -242,7 +242,7 @@ def loads(rows: Sequence[Row], order: Sequence[str]) -> Chart:
 def score_matrix(cells: Rows, title: str) -> Chart:
     """R of each method, tasks by their place in the order; color is the change since the task was learned."""
     x = alt.X("task:O", title="task in order", axis=alt.Axis(labelAngle=0))
-    return matrix(cells, x, alt.Y("stage:O", title="after stage"), "since learned", title)
+    return change_matrix(cells, x, alt.Y("stage:O", title="after stage"), "since learned", title)
 
 
 def first_task(rows: Rows, order: Sequence[str], unit: str, title: str) -> Chart:

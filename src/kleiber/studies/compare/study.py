@@ -193,10 +193,10 @@ class Compare(ClaimStudy):
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the differences of the claims and decides them."""
-        return compare(runs, self, arm_name)
+        return compare_arms(runs, self, arm_name)
 
 
-def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequence[Question] = ()) -> Findings:
+def compare_arms(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequence[Question] = ()) -> Findings:
     """Compares the arms of runs. `further` claims of a study are decided together with those about arms.
 
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.

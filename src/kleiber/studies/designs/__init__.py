@@ -9,13 +9,15 @@ if TYPE_CHECKING:
         Cell,
         Level,
         RunSource,
+        SweepContext,
         Values,
         combine,
         finished_base,
         from_checkpoint,
         parse_lines,
+        seed_levels,
     )
-    from kleiber.studies.designs.grid import kept_arms
+    from kleiber.studies.designs.grid import LR, kept_arms
 
 EXPORTS = {
     "Arms": "grid",
@@ -23,9 +25,7 @@ EXPORTS = {
     "Grid": "grid",
     "IsoFLOP": "isoflop",
     "Methods": "grid",
-    "Pretraining": "pretraining",
     "Search": "search",
     "Sequences": "sequences",
-    "Simplex": "simplex",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

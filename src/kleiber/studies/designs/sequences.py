@@ -8,11 +8,8 @@ of a chain starts from the trained weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from omegaconf import OmegaConf
-
-from kleiber.config.compose import find_choice, list_choices
+from kleiber.config.compose import read_choice
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import LATER_STAGE_KEYS, STAGE_KEYS
 from kleiber.studies.designs.design import Cell, Level, SweepContext, Values, combine, seed_levels
@@ -132,14 +129,10 @@ def load_choice(group: str, name: str) -> Json:
 
     Raises ValueError if there is no such file, or if it has a defaults list.
     """
-    file = find_choice(group, name)
-    if file is None:
-        names = list_choices(group)
-        raise ValueError(f"{group}={name} must be one of {', '.join(names)}.{did_you_mean(name, names)}")
-    node: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    node = read_choice(group, name)
     if "defaults" in node:
         raise ValueError(
-            f"{group}={name} cannot be used in design.tasks, since {file} has a defaults list; "
+            f"{group}={name} cannot be used in design.tasks, since its file has a defaults list; "
             "choose a file without one"
         )
     return {key: value for key, value in node.items() if group != "data" or key not in FOLLOWING}

@@ -125,9 +125,7 @@ def analyze(table: Table, law: Law, options: Options) -> Json:
         judged.append(verdicts.suspects_verdict(suspects, every, options.exclude, why))
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
     record |= at_values or {}
-    record["verdicts"] = [asdict(verdict) for verdict in judged]
-    record["refused"] = any(verdict.level == "refuse" for verdict in judged)
-    return record
+    return verdicts.with_verdicts(record, judged)
 
 
 def analyze_rows(frame: pd.DataFrame, law: Law, roles: Mapping[str, str], options: Options) -> Json:

@@ -29,12 +29,10 @@ from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.uncertainty import Draws, Profile, interval
 from kleiber.studies.laws.variance_components import VarianceComponents
 from kleiber.studies.laws.verdicts import Verdict, narrow_input
-from kleiber.types import Json, Row
+from kleiber.types import Json, NonNegative, Positive, Row
 
 SCHEMA = Path(__file__).with_name("law.schema.json")
 VANISHED = 1e-3  # an interval that begins below this fraction of the value counts as including 0
-NonNegative = Annotated[FiniteFloat, Field(ge=0)]
-Positive = Annotated[FiniteFloat, Field(gt=0)]
 MAX_BYTES = 2**25  # of a laws.json
 MOST_PROBLEMS = 5  # an error lists at most this many problems of a file
 SCHEMAS = ("kleiber.law/1", "kleiber.laws/1")
@@ -135,13 +133,13 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Part(BaseModel):
+class RecordPart(BaseModel):
     """Base class of the parts of laws.json; keys that no reader needs are dropped."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class Objective(Part):
+class Objective(RecordPart):
     """Loss function and scale of the fit."""
 
     kind: Literal["huber", "lad", "squared"]
@@ -150,7 +148,7 @@ class Objective(Part):
     value: FiniteFloat
 
 
-class Estimate(Part):
+class Estimate(RecordPart):
     """A parameter; `fixed` if it was not fitted."""
 
     value: FiniteFloat
@@ -158,7 +156,7 @@ class Estimate(Part):
     identified: bool = True
 
 
-class HeldOut(Part):
+class HeldOut(RecordPart):
     """A test on rows that the law was not fitted to: its mean error and those of naive forecasts."""
 
     name: str = ""
@@ -168,19 +166,19 @@ class HeldOut(Part):
     naive: dict[str, FiniteFloat | None] = {}
 
 
-class Refits(Part):
+class Refits(RecordPart):
     """How the refits `draws` were made."""
 
     method: Literal["cluster t", "cluster bootstrap", "bootstrap", "curve noise"]
 
 
-class MisfitRate(Part):
+class MisfitRate(RecordPart):
     """Relative error of the law one decade outside the rows."""
 
     at_one_decade: NonNegative
 
 
-class OptimumRow(Part):
+class OptimumRow(RecordPart):
     """The group of a law of optimal hyperparameters, and the curvature of its loss around the optimum."""
 
     N: Positive
@@ -188,7 +186,7 @@ class OptimumRow(Part):
     curvature: list[list[FiniteFloat]] | None
 
 
-class LawRecord(Part):
+class LawRecord(RecordPart):
     """What a prediction needs of the record of one law (law.schema.json describes all of it)."""
 
     schema_name: Literal["kleiber.law/1"] = Field(alias="schema")
@@ -223,7 +221,7 @@ class LawRecord(Part):
         return self
 
 
-class LawRecords(Part):
+class LawRecords(RecordPart):
     """One law for each value of the column `by`."""
 
     schema_name: Literal["kleiber.laws/1"] = Field(alias="schema")

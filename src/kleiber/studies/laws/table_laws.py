@@ -1,41 +1,156 @@
-"""Laws that decide from a table: `mixture` and `downstream`. Fits, writes, reads and applies them for the commands.
+"""Laws with a table, a record and predictions of their own: fits, writes, reads and applies them for the commands.
 
-Each law is a module with `ROLES`, `fit_table`, `lines`, and a module of predictions with `predict_rows`,
-`predict_point`, `prediction_line` and `RECORD`. Their records have a schema of their own, such as kleiber.mixture/1.
+A package offers such a law as LAWS = {"mixture": "law.mixture"} in its `__init__.py`, where the function
+`mixture` returns a `TableLaw`. Its record has a schema of its own, kleiber.mixture/1.
+
+Errors about a table name the row and the column.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ValidationError
+from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, ValidationError
 
 from kleiber.config.errors import ExitCode
+from kleiber.config.extensions import import_offer, offers
 from kleiber.records import catalog
 from kleiber.records.files import read_json, write_json
 from kleiber.records.regular_files import read_bytes
 from kleiber.records.terminal import print_line
-from kleiber.studies.laws import downstream, downstream_prediction, laws_json, mixture, mixture_prediction
-from kleiber.studies.laws.filters import check_roles, keep, parse_map, parse_values
+from kleiber.studies.laws import laws_json
+from kleiber.studies.laws.filters import check_roles, column_of, keep, number, parse_map, parse_values
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.table import label, read
-from kleiber.studies.laws.table_roles import Settings
-from kleiber.studies.laws.uncertainty import percent
-from kleiber.studies.laws.verdicts import verdict_lines
-from kleiber.types import Json, Row
+from kleiber.studies.laws.table import label, numbers_of, read
+from kleiber.studies.laws.uncertainty import interval, percent
+from kleiber.studies.laws.verdicts import Verdict, verdict_lines, with_verdicts
+from kleiber.types import Json, NonNegative, Row
 from kleiber.types.score import format_interval
 
-FITTING: dict[str, ModuleType] = {"downstream": downstream, "mixture": mixture}
-PREDICTING: dict[str, ModuleType] = {"downstream": downstream_prediction, "mixture": mixture_prediction}
 MAX_BYTES = laws_json.MAX_BYTES
 RESAMPLES = 1000  # of the rows, for the interval of a rank correlation
-FIT_OPTIONS = ("source", "law", "map", "where", "bootstrap", "seed", "level", "json", "form", "route")
+FIT_OPTIONS = ("source", "law", "map", "where", "bootstrap", "seed", "level", "json")
 PREDICT_OPTIONS = ("laws_json", "at", "on", "map", "where", "max_decades", "force", "json")
+LAWS = "LAWS"  # what packages offer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a law is fitted: its form or route (None: chosen by held-out errors), refits, their seed and the level."""
+
+    form: str | None = None
+    route: str | None = None
+    bootstrap: int = 1000
+    seed: int = 0
+    level: float = 0.9
+
+
+def required(frame: pd.DataFrame, roles: Mapping[str, str], role: str) -> str:
+    """Returns the column of a role, by default that of the same name. Raises ValueError for a missing column."""
+    column = roles.get(role, role)
+    return column_of(frame, column, f"--map {role}={column}" if role in roles else f"add --map {role}=COL")
+
+
+def numbers(frame: pd.DataFrame, column: str) -> Array:
+    """Returns a column as finite numbers. Raises ValueError, with row and column, for any other value."""
+    values = numbers_of(frame, column)
+    check_range(frame, column, values, "a value must be a finite number", np.isfinite(values))
+    return values
+
+
+def constant_or_column(frame: pd.DataFrame, roles: Mapping[str, str], role: str) -> Array | None:
+    """Returns the values of an optional role, whose mapping is a column or a number; None if it is not mapped."""
+    if role not in roles:
+        return None
+    constant = number(roles[role]) if roles[role] not in frame.columns else None
+    if constant is not None:
+        return np.full(len(frame), constant)
+    return numbers(frame, required(frame, roles, role))
+
+
+def check_range(frame: pd.DataFrame, column: str, values: Array, rule: str, good: NDArray[np.bool_]) -> None:
+    """Raises ValueError for the first value that breaks a rule, with its row and column."""
+    if not good.all():
+        position = int(np.argmin(good))
+        raise ValueError(
+            f"{rule}, but it is {values[position]:g} in {row_of(frame, position)}, column {column!r}: correct the row, "
+            "or leave it out with --where"
+        )
+
+
+def row_of(frame: pd.DataFrame, position: int) -> str:
+    """Returns how errors name the row at a position, by its number in the file from 0."""
+    return f"row {label(frame.index[position])}"
+
+
+class TableRecord(laws_json.RecordPart):
+    """What a prediction needs of every record; each law adds its schema and what else it reads."""
+
+    roles: dict[str, str]
+    level: Annotated[FiniteFloat, Field(gt=0, lt=1)]
+    noise: list[NonNegative]
+    refused: bool
+    verdicts: list[Verdict]
+
+
+@dataclass(frozen=True)
+class TableLaw:
+    """A law that takes its table as it is.
+
+    roles    of columns that --map may name
+    options  of --form and --route, those that the law has
+    record   what a prediction needs of the record, and nothing else is read from a file
+    fit      a table, columns by role and settings to the record less its verdicts, and these; raises ValueError for
+             unusable rows
+    lines    the printed lines of a record
+    predict_rows   record, table and roles to {at, value, lo, hi} of each row, and the measured values or nan
+    predict_point  record and inputs by name to such a prediction
+    prediction_lines  the printed lines of a prediction by a record
+    """
+
+    roles: tuple[str, ...]
+    options: tuple[str, ...]
+    record: type[TableRecord]
+    fit: Callable[[pd.DataFrame, Mapping[str, str], Settings], tuple[Json, list[Verdict]]]
+    lines: Callable[[Row], list[str]]
+    predict_rows: Callable[[Row, pd.DataFrame, Mapping[str, str]], tuple[list[Json], Array]]
+    predict_point: Callable[[Row, Mapping[str, float]], Json]
+    prediction_lines: Callable[[Row, Row], list[str]]
+
+    def fit_table(self, frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings) -> Json:
+        """Fits the law to a table; returns its record. Raises ValueError for unusable rows."""
+        record, verdicts = self.fit(frame, roles, settings)
+        return laws_json.without_nonfinite(with_verdicts(record, verdicts) | {"roles": dict(roles)})
+
+
+def law_named(name: str) -> TableLaw:
+    """Returns the law that a package offers under a name."""
+    law = import_offer(LAWS, name, f"--law {name}")()
+    assert isinstance(law, TableLaw), f"an offer of {LAWS} must return a TableLaw, and {law!r} is none"
+    return law
+
+
+def parameter_lines(names: Sequence[str], values: Sequence[float], draws: Array, level: float, width: int) -> list[str]:
+    """Returns the printed lines of parameters; `draws` (draws, names) are those of refits, if there are any."""
+    ends, texts = np.transpose(interval(draws, level)) if len(draws) else (), [""] * len(names)
+    for j, (lo, hi) in enumerate(ends):
+        texts[j] = f"   {percent(level)} {format_interval(lo, hi, '.4g')}"
+    return [f"  {name:<{width}} {value:.5g}{text}" for name, value, text in zip(names, values, texts, strict=True)]
+
+
+def predictions(at: Sequence[Row], value: Array, draws: Array, level: float) -> list[Json]:
+    """Returns {at, value, lo, hi} of each row; `draws` (draws, rows) are those of new runs, without which ends are
+    None."""
+    ends = np.transpose(interval(draws, level)).tolist() if len(draws) else [(None, None)] * len(value)
+    rows = zip(at, value.tolist(), ends, strict=True)
+    return [{"at": place, "value": middle, "lo": lo, "hi": hi} for place, middle, (lo, hi) in rows]
 
 
 def run(options: Row, written: Sequence[str]) -> ExitCode | None:
@@ -48,10 +163,11 @@ def run(options: Row, written: Sequence[str]) -> ExitCode | None:
     """
     table = (options["map"], options["where"] or ())
     if "source" in options:
-        if options["law"] not in FITTING:
+        laws = offers(LAWS)
+        if options["law"] not in laws:
             if options["form"] or options["route"]:
-                raise ValueError(f"--form and --route are options of --law {' and '.join(FITTING)}: remove them")
-            if near := difflib.get_close_matches(options["law"], FITTING, n=1, cutoff=0.8):
+                raise ValueError(f"--form and --route are options of --law {' and '.join(laws)}: remove them")
+            if near := difflib.get_close_matches(options["law"], laws, n=1, cutoff=0.8):
                 raise ValueError(f"--law {options['law']}: did you mean {near[0]!r}?")
             return None
         choices = (options[name] for name in ("form", "route", "bootstrap", "seed", "level"))
@@ -69,9 +185,8 @@ def run(options: Row, written: Sequence[str]) -> ExitCode | None:
 
 def check_options(law: str, options: Sequence[str], allowed: Sequence[str]) -> None:
     """Raises ValueError for options that were written and have no effect on this law."""
+    allowed = (*allowed, *law_named(law).options)
     unused = [f"--{name.replace('_', '-')}" for name in options if name not in allowed]
-    if law != "downstream" and "route" in options:
-        unused.append("--route")
     if unused:
         raise ValueError(f"{', '.join(unused)} has no effect on the law {law}: remove it")
 
@@ -99,7 +214,7 @@ def _runs_table(folder: Path) -> pd.DataFrame:
 def roles_of(law: str, text: str | None) -> dict[str, str]:
     """Returns the columns by role of --map. Raises ValueError for a role that the law does not have."""
     roles = parse_map(text)
-    check_roles(roles, FITTING[law].ROLES)
+    check_roles(roles, law_named(law).roles)
     return roles
 
 
@@ -118,10 +233,10 @@ def fit(
         raise ValueError(f"--level {settings.level:g} must be > 0 and < 1")
     roles = roles_of(law, map)
     frame = select(source, roles, filters)
-    record = laws_json.without_nonfinite(FITTING[law].fit_table(frame, roles, settings) | {"roles": roles})
+    record = law_named(law).fit_table(frame, roles, settings)
     if out is not None:
         laws_json.write(record, out)
-    print_line("\n".join([*FITTING[law].lines(record), *verdict_lines(record)]))
+    print_line("\n".join([*law_named(law).lines(record), *verdict_lines(record)]))
     return ExitCode.UNDECIDED if record["refused"] else ExitCode.DONE
 
 
@@ -134,12 +249,12 @@ def read_record(path: Path) -> Json | None:
         schema = read_json(path, MAX_BYTES).get("schema")
     except ValueError:
         return None  # the reader of other laws explains what is wrong
-    laws = {f"kleiber.{law}/1": module for law, module in PREDICTING.items()}
-    if not isinstance(schema, str) or schema not in laws:
+    law = next((law for law in offers(LAWS) if schema == f"kleiber.{law}/1"), None)
+    if law is None:
         return None
-    model: type[BaseModel] = laws[schema].RECORD
     try:
-        return model.model_validate_json(read_bytes(path, MAX_BYTES)).model_dump(by_alias=True) | {"law": schema[8:-2]}
+        content = law_named(law).record.model_validate_json(read_bytes(path, MAX_BYTES))
+        return content.model_dump(by_alias=True) | {"law": law}
     except ValidationError as error:
         raise ValueError(f"{path}: {laws_json.problems(error)}; create the file with `kleiber fit --json`") from None
 
@@ -152,22 +267,22 @@ def predict(
 
     Raises ValueError for wrong options, unusable rows, and points more than `max_decades` outside the fitted runs.
     """
-    law, module = record["law"], PREDICTING[record["law"]]
-    check_options(law, options, PREDICT_OPTIONS)
+    law = law_named(record["law"])
+    check_options(record["law"], options, PREDICT_OPTIONS)
     if on is None:
         if map is not None or filters:
             raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
-        answer = module.predict_point(record, parse_values(words, "predict"))
-        rows, lines = [answer], module.prediction_lines(record, answer)
+        answer = law.predict_point(record, parse_values(words, "predict"))
+        rows, lines = [answer], law.prediction_lines(record, answer)
     elif words:
         raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
     else:
-        roles = {**record["roles"], **roles_of(law, map)}
+        roles = {**record["roles"], **roles_of(record["law"], map)}
         frame = select(on, roles, filters)
-        rows, measured = module.predict_rows(record, frame, roles)
+        rows, measured = law.predict_rows(record, frame, roles)
         answer = compare(rows, measured) | {"predictions": rows}
         numbered = zip(frame.index, rows, strict=True)
-        lines = [f"row {label(i)}: {line}" for i, row in numbered for line in module.prediction_lines(record, row)]
+        lines = [f"row {label(i)}: {line}" for i, row in numbered for line in law.prediction_lines(record, row)]
         lines += comparison_lines(answer, record["level"])
     for row in rows:
         if row.get("decades", 0.0) > max_decades:

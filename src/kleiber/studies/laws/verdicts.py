@@ -8,7 +8,7 @@ never a suspect.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,12 @@ class Verdict:
     code: str
     level: str
     text: str
+
+
+def with_verdicts(record: Row, verdicts: Sequence[Verdict]) -> Json:
+    """Returns a record with its verdicts, and whether one of them refuses the law."""
+    refused = any(verdict.level == "refuse" for verdict in verdicts)
+    return {**record, "verdicts": [asdict(verdict) for verdict in verdicts], "refused": refused}
 
 
 def identifiability(fitted: Fit, params: Mapping[str, Row]) -> list[Verdict]:

@@ -1,14 +1,20 @@
-"""The evaluation `probes`: accuracy of linear probes by layer, and their selectivity over control tasks."""
+"""The evaluation `probes`: accuracy of linear probes by layer, and their selectivity over control tasks.
+
+A probe is a multinomial logistic regression on standardized vectors. It predicts features of the tokens of a text that
+need no annotation, and random control tasks with the same classes.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt, MinLen
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,12 +22,107 @@ from torch import Tensor
 from kleiber.data import TEXT, DataSet
 from kleiber.evals import Evaluation, Results, Subject, mean_score, num_layers, proportion_score, read_streams
 from kleiber.records import activity
-from kleiber.types import Batch, Count, DataPath, Json, Metric, Metrics, Model, NonNegative, Scores, Seed
-from kleiber_topics.interpretability.probes.features import FEATURES, Feature, control_labels, token_texts
-from kleiber_topics.interpretability.probes.probe import correct_on_held_out
+from kleiber.types import Batch, Count, DataPath, Json, Metric, Metrics, Model, NonNegative, Scores, Seed, Tokenizer
+from kleiber_topics.interpretability.attention.attention import token_text
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
+
+ITERATIONS = 100
+Feature = Literal["character_class", "next_class", "position_in_word"]
+CLASSES = ("letter", "digit", "space", "punctuation", "other")
+LONGEST_WORD = 4  # characters since the last space that are told apart
+
+
+def character_class(text: str) -> int:
+    """The number in `CLASSES` of the class of a character."""
+    kind = unicodedata.category(text) if len(text) == 1 else "Cn"
+    if text.isspace():
+        return CLASSES.index("space")
+    return {"L": 0, "N": 1, "Z": 2, "P": 3, "S": 3}.get(kind[0], 4)
+
+
+def classes_of_tokens(texts: Sequence[str]) -> Int[np.ndarray, "time"]:
+    """The class of the last character of each token; there is none for the last token, which predicts nothing."""
+    return np.array([character_class(text[-1:]) for text in texts[:-1]], dtype=np.int64)
+
+
+def classes_of_next(texts: Sequence[str]) -> Int[np.ndarray, "time"]:
+    """The class of the first character of the next token."""
+    return np.array([character_class(text[:1]) for text in texts[1:]], dtype=np.int64)
+
+
+def positions_in_word(texts: Sequence[str]) -> Int[np.ndarray, "time"]:
+    """The characters since the last space at the end of each token, at most `LONGEST_WORD`."""
+    positions, since = [], 0
+    for text in texts[:-1]:
+        for character in text:
+            since = 0 if character.isspace() else since + 1
+        positions.append(min(since, LONGEST_WORD))
+    return np.array(positions, dtype=np.int64)
+
+
+FEATURES: Mapping[str, Callable[[Sequence[str]], Int[np.ndarray, "time"]]] = {
+    "character_class": classes_of_tokens,
+    "next_class": classes_of_next,
+    "position_in_word": positions_in_word,
+}
+
+
+def token_texts(tokenizer: Tokenizer, ids: Int[np.ndarray, "*axes"]) -> dict[int, str]:
+    """The text of each token that occurs; special tokens are a single character that is no letter."""
+    return {
+        int(i): token_text(tokenizer, int(i)) if tokenizer.token_bytes[i] else "\ufffd" for i in np.unique(ids).tolist()
+    }
+
+
+def control_labels(
+    types: Int[np.ndarray, "rows"], labels: Int[np.ndarray, "rows"], seed: int
+) -> Int[np.ndarray, "rows"]:
+    """A random class for each type of token, drawn from the distribution of the labels.
+
+    A probe can only learn it by memorizing the types (Hewitt & Liang 2019, arXiv:1909.03368, section 2).
+    """
+    random = np.random.default_rng(seed % 2**32)
+    distinct, places = np.unique(types, return_inverse=True)
+    return labels[random.integers(0, len(labels), len(distinct))][places]
+
+
+def fit_probe(
+    vectors: Float[Tensor, "rows dim"], labels: Int[Tensor, "rows"], classes: int, penalty: float
+) -> Float[Tensor, "weights classes"]:
+    """Weights and, in the last row, the biases of the classes.
+
+    They minimize the mean cross-entropy plus penalty / 2 times the sum of the squared weights, without the biases.
+    """
+    weights = torch.zeros(vectors.shape[1] + 1, classes, dtype=vectors.dtype, device=vectors.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=ITERATIONS, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        """The loss, with its gradient."""
+        optimizer.zero_grad()
+        loss = F.cross_entropy(vectors @ weights[:-1] + weights[-1], labels)
+        loss = loss + penalty / 2 * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # pyright: ignore[reportUnknownMemberType]
+    return weights.detach()
+
+
+def correct_on_held_out(
+    vectors: Float[Tensor, "rows dim"],
+    labels: Int[Tensor, "rows"],
+    training: Bool[Tensor, "rows"],
+    penalty: float,
+) -> Bool[Tensor, "_"]:
+    """Whether a probe that is fit to the training items predicts the class of each of the others."""
+    fitted = vectors[training]
+    mean, std = fitted.mean(0), fitted.std(0)
+    scaled = (vectors - mean) / torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std))
+    weights = fit_probe(scaled[training], labels[training], int(labels.max()) + 1, penalty)
+    return (scaled[~training] @ weights[:-1] + weights[-1]).argmax(1) == labels[~training]
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def test_means_of_texts():
 
 @pytest.mark.slow
 def test_the_keys_have_their_effect(monkeypatch):
-    monkeypatch.setattr("kleiber_topics.interpretability.probes.probe.ITERATIONS", 3)
+    monkeypatch.setattr("kleiber_topics.interpretability.probes.evaluation.ITERATIONS", 3)
     case = subject_on_rows(tiny("dense"), Rows(0, 250, rows=24))
     small = {"texts": 20, "length": 6, "features": ["next_class"]}
     scores = Probes(**small).evaluate(case).scores["text"]

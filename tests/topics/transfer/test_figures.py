@@ -1,0 +1,44 @@
+"""The figures of the transfer study."""
+
+import json
+
+import pytest
+
+from kleiber_topics.transfer.figures import bounded, cell_text, largest_texts
+from kleiber_topics.transfer.transfer import Transfer
+
+from .transfer_runs import paired_runs
+
+
+@pytest.mark.slow
+def test_every_figure_is_drawn(tmp_path):
+    pytest.importorskip("altair")
+    level = 0.8
+    built = Transfer(level=level).analyze(paired_runs(tmp_path)).figures
+    assert list(built) == ["gaps", "texts", "labels", "transferred"]
+    drawn = {name: json.dumps(make().to_dict()) for name, make in built.items()}
+    assert all(f"{level:.0%} intervals over seeds" in drawn[name] for name in ("gaps", "transferred"))
+    assert "toy, masked" in drawn["texts"] and all("toy" in text for text in drawn.values())
+    assert '"from scratch"' not in drawn["texts"], "its line is labelled beside the panel and not in the legend"
+    assert '"at least"' in drawn["transferred"] and "documentation 1M" in drawn["gaps"]
+
+
+def test_an_undecided_gain_is_in_parentheses():
+    assert cell_text({"value": 0.1, "lo": 0.05, "hi": 0.15}) == "+0.100"
+    assert cell_text({"value": -0.1, "lo": -0.15, "hi": -0.05}) == "-0.100"
+    assert cell_text({"value": 0.1, "lo": -0.05, "hi": 0.25}) == "(+0.100)"
+    assert cell_text({"value": 0.1, "lo": None, "hi": None}) == "(+0.100)", "without an interval nothing is decided"
+
+
+def test_effective_data_stays_on_the_learning_curve_of_the_control():
+    row = {"least": 0.1, "most": 10.0}
+    above = bounded({**row, "factor": float("inf"), "lo": 2.0, "hi": float("inf")})
+    assert (above["value"], above["lo"], above["hi"], above["bound"]) == (10.0, 2.0, 10.0, "at least")
+    below = bounded({**row, "factor": 0.0, "lo": 0.0, "hi": 0.5})
+    assert (below["value"], below["lo"], below["hi"], below["bound"]) == (0.1, 0.1, 0.5, "at most")
+    assert bounded({**row, "factor": 3.0, "lo": None, "hi": None})["lo"] == 3.0
+
+
+def test_the_largest_text_of_each_domain_stands_for_it():
+    starts = [{"start": name} for name in ("docs/1M", "docs/250k", "code/250k")]
+    assert [row["start"] for row in largest_texts(starts)] == ["docs/1M", "code/250k"]
