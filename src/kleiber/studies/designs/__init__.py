@@ -24,6 +24,7 @@ EXPORTS = {
     "IsoFLOP": "isoflop",
     "Methods": "grid",
     "Pretraining": "pretraining",
+    "Schedules": "schedules",
     "Search": "search",
     "Sequences": "sequences",
     "Simplex": "simplex",
