@@ -47,7 +47,8 @@ class Schedules:
         from kleiber.studies.laws.laws_json import law_of, read
 
         record = read(str(self.law))
-        if record.get("law") != "schedule" or record["refused"]:
+        refused = any(verdict["level"] == "refuse" for verdict in record["verdicts"])
+        if refused or record.get("law") != "schedule":
             raise ValueError(
                 f"design.law={self.law} must be the laws.json of `kleiber fit --law schedule`, and not one that was "
                 "refused"

@@ -190,10 +190,15 @@ def schedule_words(
 
 
 def schedule_node(overrides: Sequence[str]) -> Json:
-    """Returns the config of a schedule."""
+    """Returns the config of a schedule. Raises ValueError for an argument that it does not have."""
     from kleiber.config.compose import Composer, resolve_config
+    from kleiber.config.targets import signature
 
-    return resolve_config(Composer("train").compose([*overrides]))[0]["schedule"]
+    node = resolve_config(Composer("train").compose([*overrides]))[0]["schedule"]
+    allowed = signature(node["_target_"]).parameters
+    if unknown := [name for name in node if name not in ("_target_", *allowed)]:
+        raise ValueError(f"{unknown[0]}={node[unknown[0]]} is no argument of this schedule: {', '.join(allowed)}")
+    return node
 
 
 def rates_of(node: Config, steps: int, peak: float) -> tuple[Array, Array]:
