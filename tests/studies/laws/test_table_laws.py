@@ -55,9 +55,12 @@ def test_runs_of_a_folder_have_the_weights_of_their_data(tmp_path):
     for number, weight in enumerate(np.linspace(0, 1, 12)):
         loss = 3 - 0.2 * np.log(weight + 0.05) + rng.normal(0, 0.01)
         data = {"parts": {"builtin/docs": weight, "builtin/code": 1 - weight}}
-        plant(tmp_path, f"run{number}", {"val/builtin/docs/loss": loss, "val/builtin/code/loss": 5 - loss}, data=data)
+        losses, arm = {"val/builtin/docs/loss": loss, "val/builtin/code/loss": 5 - loss}, "ab"[number > 9]
+        plant(tmp_path, f"run{number}", losses, data=data, study={"arm": arm})
     done = run("fit", tmp_path, "--law", "mixture", "--map", "w=parts/*,loss=val/builtin/docs/loss", "--bootstrap", 40)
     assert done.exit_code == 0 and "12 mixtures of 2 domains" in done.output and "builtin/docs" in done.output
+    fitted = ["fit", tmp_path, "--law", "mixture", "--map", "w=parts/*,loss=val/builtin/docs/loss", "--where", "arm = a"]
+    assert "10 mixtures of 2 domains" in run(*fitted, "--bootstrap", 40).output
 
 
 def test_a_task_without_signal_ends_with_3(tables):
