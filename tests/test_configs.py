@@ -38,6 +38,7 @@ ELSEWHERE = {  # test files that train with a choice, or prepare its data, in pl
     "design/methods": "studies/designs/test_grid_methods.py",
     "design/pretraining": "studies/designs/test_pretraining.py",
     "design/sequence": "studies/designs/test_sequences.py",
+    "design/schedule": "studies/designs/test_schedules.py",
     "design/simplex": "studies/designs/test_simplex.py",
 }
 ELSEWHERE |= {place: SMOKED for place in CHOICES if place.startswith("study/")}
