@@ -26,12 +26,8 @@ LAW, RUNS, RESULT = FOLDER / "law.json", Path("multirun/forecasts"), FOLDER.with
 LOSS = "val/builtin/docs/loss"
 SETTINGS = ("eval.tokens=32K", "callbacks.samples=null", "logger=csv", "trainer.threads=1")
 WIDTHS = ((32, 1), (48, 1), (64, 1), (80, 1), (96, 1), (32, 2), (48, 2), (64, 2), (80, 2))  # and seeds
-HEAD, SECONDS, LARGEST, RATIO = (
-    16,
-    30.0,
-    64,
-    4.1,
-)  # channels of a head; seconds of a run; width of the last, and its compute over the largest of the law
+HEAD, SECONDS = 16, 45.0  # channels of an attention head; duration of a run
+LARGEST, RATIO = 64, 4.1  # width of the last run, and its compute over the largest of the law
 
 
 def fit_law() -> None:
