@@ -8,7 +8,7 @@
 that was chosen (its loss, its gain over the proportional mixture), of a new run inside the fitted range, and of the
 score that the law expects one decade of compute outside. `published` fits the small models of RegMix, the OLMo ladder
 and Gadre et al. and compares with larger ones, by task and route. `own` fits the runs of study=mixture, and predicts
-the held-out mixtures and those of its arms. Each part replaces its own entry of the file.
+the held-out mixtures and those of study=mixture_arms. Each part replaces its own entry of the file.
 """
 
 from __future__ import annotations
@@ -209,10 +209,7 @@ def own(folder: Path) -> dict[str, Any]:
     out |= {"form": record["form"], "weights": best["best"]["weights"], "loss": best["best"]["loss"], "arms": {}}
     out |= {"sampled": {"weights": sampled, "loss": float(losses.min())}, "range": [losses.min(), losses.max()]}
     for arm in ("proportional", "sampled", "proposed"):
-        try:
-            rows = select(folder, roles, [f"arm = {arm}"])
-        except ValueError:  # not trained yet
-            continue
+        rows = select(folder.with_name("mixture_arms"), roles, [f"arm = {arm}"])
         predicted, measured = mixture_prediction.predict_rows(record, rows, roles)
         weights = {name: float(rows.iloc[0][column]) for name, column in record["columns"].items()}
         out["arms"][arm] = {"weights": weights, "predicted": predicted[0]["value"], "measured": float(measured.mean())}
