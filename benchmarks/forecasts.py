@@ -1,9 +1,11 @@
 """Ten forecasts that `kleiber plan` writes before their runs, and how they came out: benchmarks/forecasts.py STEP
 
-law     fits Chinchilla's law to the cooldowns of study=quantization up to 250K tokens (multirun/quantization)
-plan    writes results/forecasts/forecast_01.json to forecast_10.json; the last has 4 times the law's largest compute
-train   trains their runs into multirun/forecasts, one after another; repeat it to continue
-record  compares: results/forecasts.json has a row for each, with the time of the forecast and of the start of the run
+plan     writes results/forecasts/forecast_01.json to forecast_09.json, by Chinchilla's law of one rate and batch of
+         multirun/results/hyperparameters
+largest  writes forecast_10.json, with 4 times the largest compute of its law: that of the cooldowns of
+         multirun/results/quantization up to 250K tokens
+train    trains their runs into multirun/forecasts, one after another; repeat it to continue
+record   compares: results/forecasts.json has a row for each, with the time of the forecast and of the start of the run
 
 A forecast belongs to the run with its config_hash, and counts only if it was written before the run started.
 """
@@ -22,42 +24,71 @@ from kleiber.records.catalog import read_runs
 from kleiber.records.forecast import HASH, Forecast
 
 FOLDER = Path(__file__).parent / "results" / "forecasts"
-LAW, RUNS, RESULT = FOLDER / "law.json", Path("multirun/forecasts"), FOLDER.with_suffix(".json")
+RUNS, RESULT = Path("multirun/forecasts"), FOLDER.with_suffix(".json")
+RESULTS = Path("multirun/results")
+LAWS = {  # runs, filters, and what the recipe of the runs changes in that of `kleiber plan`
+    "law": (
+        RESULTS / "hyperparameters",
+        ("batch_tokens = 1024", "lr = 0.02"),
+        ("optimizer.lr=0.02", "eval.tokens=256K"),
+    ),
+    "small_law": (RESULTS / "quantization", ("tokens < 300000",), ("eval.tokens=32K",)),
+}
 LOSS = "val/builtin/docs/loss"
-SETTINGS = ("eval.tokens=32K", "callbacks.samples=null", "logger=csv", "trainer.threads=1")
+SETTINGS = ("callbacks.samples=null", "logger=csv", "trainer.threads=1")
 WIDTHS = ((32, 1), (48, 1), (64, 1), (80, 1), (96, 1), (32, 2), (48, 2), (64, 2), (80, 2))  # and seeds
 HEAD, SECONDS = 16, 45.0  # channels of an attention head; duration of a run
 LARGEST, RATIO = 64, 4.1  # width of the last run, and its compute over the largest of the law
 
 
-def fit_law() -> None:
-    """Fits the law, up to a quarter of the compute of the last forecast."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    command = ["fit", "multirun/quantization", "--where", "tokens < 300000", "--bootstrap", "400", "--json", str(LAW)]
-    sys.exit(kleiber(command))
+def law_of(name: str) -> Path:
+    """Returns the file of a law, which is fitted unless it is there."""
+    path, (runs, filters, _) = FOLDER / f"{name}.json", LAWS[name]
+    if not path.is_file():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        where = [word for text in filters for word in ("--where", text)]
+        run(["fit", str(runs), "--map", "L=loss", *where, "--bootstrap", "400", "--json", str(path)])
+    return path
 
 
-def plan(number: int, width: int, seed: int, seconds: float) -> dict:
-    """Writes a forecast unless it is there; returns its content."""
+def run(command: list[str]) -> None:
+    """Runs a command of kleiber; ends where it fails. A law with a parameter that is not identified has exit code 3."""
+    if kleiber(command) not in (0, 3):
+        sys.exit(f"kleiber {shlex.join(command)} failed")
+
+
+def plan(number: int, name: str, width: int, seed: int, seconds: float) -> dict:
+    """Writes a forecast by a law unless it is there; returns its content."""
     out = FOLDER / f"forecast_{number:02}.json"
     if not out.is_file():
-        overrides = [f"model.width={width}", f"model.num_heads={width // HEAD}", f"seed={seed}", *SETTINGS]
-        command = ["plan", *overrides, "--hours", f"{seconds / 3600:.5f}", "--laws", str(LAW), "--out", str(out)]
-        if kleiber(command):
-            sys.exit(f"{' '.join(command)} failed")
+        overrides = [
+            f"model.width={width}",
+            f"model.num_heads={width // HEAD}",
+            f"seed={seed}",
+            *LAWS[name][2],
+            *SETTINGS,
+        ]
+        hours = ["--hours", f"{seconds / 3600:.5f}"]
+        run(["plan", *overrides, *hours, "--laws", str(law_of(name)), "--out", str(out)])
     return json.loads(out.read_text())
 
 
 def plan_all() -> None:
-    """Writes the ten forecasts."""
-    forecasts = [plan(number, *setting, SECONDS) for number, setting in enumerate(WIDTHS, 1)]
-    speed = next(each["speed"] for each in forecasts if f"model.width={LARGEST}" in each["overrides"])
-    domain = json.loads(LAW.read_text())["domain"]
-    tokens = RATIO * domain["D"][1]  # the size is the largest of the law
-    once = (
-        speed["seconds"] - next(each["tokens"] for each in forecasts if each["speed"] is speed) / speed["tokens_per_s"]
+    """Writes nine forecasts."""
+    for number, (width, seed) in enumerate(WIDTHS, 1):
+        plan(number, "law", width, seed, SECONDS)
+
+
+def plan_largest() -> None:
+    """Writes the last forecast: the largest size of the small law, with RATIO times its largest number of tokens."""
+    known = next(
+        plan(number, "law", LARGEST, seed, SECONDS)
+        for number, (width, seed) in enumerate(WIDTHS, 1)
+        if width == LARGEST
     )
-    plan(len(WIDTHS) + 1, LARGEST, 1, once + tokens / speed["tokens_per_s"])
+    speed, tokens = known["speed"], RATIO * json.loads(law_of("small_law").read_text())["domain"]["D"][1]
+    once = speed["seconds"] - known["tokens"] / speed["tokens_per_s"]
+    plan(len(WIDTHS) + 1, "small_law", LARGEST, 1, once + tokens / speed["tokens_per_s"])
 
 
 def train_all() -> None:
@@ -72,14 +103,14 @@ def train_all() -> None:
 def record() -> None:
     """Writes how the forecasts came out."""
     runs = {str(run.summary["config_hash"])[:HASH]: run for run in read_runs(RUNS) if run.finished}
-    law, rows = json.loads(LAW.read_text()), []
-    most = 6 * law["domain"]["N"][1] * law["domain"]["D"][1]
+    rows, small = [], f"forecast_{len(WIDTHS) + 1:02}"
     for path in sorted(FOLDER.glob("forecast_*.json")):
         content = json.loads(path.read_text())
         forecast, run = Forecast.model_validate_json(path.read_text()), runs.get(content["config_hash"])
+        law = json.loads(law_of("small_law" if path.stem == small else "law").read_text())
         row = {
             "forecast": path.stem, "params": content["params"], "tokens": content["tokens"],
-            "compute_ratio": 6 * content["params"] * content["tokens"] / most, **content["predicted"],
+            "compute_ratio": 6 * content["params"] * content["tokens"] / law["domain"]["C"][1], **content["predicted"],
             "written": content["written"], "started": None, "loss": None, "inside": None,
         }  # fmt: skip
         if run is not None:
@@ -94,7 +125,7 @@ def record() -> None:
 
 
 if __name__ == "__main__":
-    steps = {"law": fit_law, "plan": plan_all, "train": train_all, "record": record}
+    steps = {"plan": plan_all, "largest": plan_largest, "train": train_all, "record": record}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=steps)
     steps[parser.parse_args().step]()
