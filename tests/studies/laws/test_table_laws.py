@@ -57,10 +57,10 @@ def test_runs_of_a_folder_have_the_weights_of_their_data(tmp_path):
         data = {"parts": {"builtin/docs": weight, "builtin/code": 1 - weight}}
         losses, arm = {"val/builtin/docs/loss": loss, "val/builtin/code/loss": 5 - loss}, "ab"[number > 9]
         plant(tmp_path, f"run{number}", losses, data=data, study={"arm": arm})
-    done = run("fit", tmp_path, "--law", "mixture", "--map", "w=parts/*,loss=val/builtin/docs/loss", "--bootstrap", 40)
+    words = ("--law", "mixture", "--map", "w=parts/*,loss=val/builtin/docs/loss", "--bootstrap", 40)
+    done = run("fit", tmp_path, *words)
     assert done.exit_code == 0 and "12 mixtures of 2 domains" in done.output and "builtin/docs" in done.output
-    fitted = ["fit", tmp_path, "--law", "mixture", "--map", "w=parts/*,loss=val/builtin/docs/loss", "--where", "arm = a"]
-    assert "10 mixtures of 2 domains" in run(*fitted, "--bootstrap", 40).output
+    assert "10 mixtures of 2 domains" in run("fit", tmp_path, *words, "--where", "arm = a").output
 
 
 def test_a_task_without_signal_ends_with_3(tables):
