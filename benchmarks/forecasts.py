@@ -92,18 +92,30 @@ def plan_largest() -> None:
 
 
 def train_all() -> None:
-    """Trains the runs of the forecasts, in their order."""
+    """Trains the runs of the forecasts whose losses are not recorded, in their order."""
+    recorded = recorded_rows()
     for path in sorted(FOLDER.glob("forecast_*.json")):
+        if recorded.get(path.stem, {}).get("loss") is not None:
+            continue
         overrides = json.loads(path.read_text())["overrides"]
         command = [sys.executable, "train.py", *overrides, "name=forecasts"]
         print(shlex.join(command[1:]), flush=True)
         subprocess.run(command, check=True)
 
 
+def recorded_rows() -> dict[str, dict]:
+    """Returns the rows of the record by forecast."""
+    return {row["forecast"]: row for row in json.loads(RESULT.read_text())["rows"]} if RESULT.is_file() else {}
+
+
 def record() -> None:
     """Writes how the forecasts came out."""
-    runs = {str(run.summary["config_hash"])[:HASH]: run for run in read_runs(RUNS) if run.finished}
-    rows, small = [], f"forecast_{len(WIDTHS) + 1:02}"
+    runs = {
+        str(run.summary["config_hash"])[:HASH]: run
+        for run in (read_runs(RUNS) if RUNS.is_dir() else [])
+        if run.finished
+    }
+    rows, recorded, small = [], recorded_rows(), f"forecast_{len(WIDTHS) + 1:02}"
     for path in sorted(FOLDER.glob("forecast_*.json")):
         content = json.loads(path.read_text())
         forecast, run = Forecast.model_validate_json(path.read_text()), runs.get(content["config_hash"])
@@ -117,6 +129,8 @@ def record() -> None:
             started, loss = str(run.summary["started"]), float(run.metrics[LOSS])
             inside = forecast.contains(loss) if forecast.precedes(started) else None
             row |= {"started": started, "loss": loss, "inside": inside}
+        elif path.stem in recorded:
+            row |= {name: recorded[path.stem][name] for name in ("started", "loss", "inside")}
         rows.append(row)
     done = [row for row in rows if row["inside"] is not None]
     count = {"forecasts": len(rows), "trained": len(done), "inside": sum(bool(row["inside"]) for row in done)}
