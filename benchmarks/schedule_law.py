@@ -10,27 +10,36 @@ band  bands of a new run that contain the loss of a simulated new run
 The published curves (arXiv:2503.12811, MIT license) are read from ../shared/laws/multipower where they are: fitted to
 constant_24000 and cosine_24000 of each size, the law predicts the other seven. `held` counts curves of which the 90%
 band contains at least 90% of the rows.
+
+Our own ladder (study=schedules) is read from multirun/results/schedules: fitted to its constant and cosine runs, the
+law predicts those with WSD; fitted to all three, it chooses the decay, whose runs are compared with the others by seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.fitted_law import compare, fit, select_rows
+from kleiber.studies.laws.schedule_choice import RIVALS, best_decay
 from kleiber.studies.laws.schedule_prediction import losses_of
 from kleiber.studies.laws.schedule_record import TRANSFER
-from kleiber.studies.laws.schedules import MULTI_POWER, rate_path
+from kleiber.studies.laws.schedule_table import rows_of_runs
+from kleiber.studies.laws.schedules import MULTI_POWER, ScheduleLaw, rate_path
 
 RESULT = Path(__file__).parent / "results" / "schedule_law.json"
 CURVES = Path("../shared/laws/multipower/curves.csv")
 STEPS = np.arange(2176.0, 24000.0, 128.0)
 PEAK, CORRELATION, SD, WHITE = 3e-4, 1000.0, 1e-3, 5e-4  # rate; steps and size of the noise; independent noise
 FITTED = ("constant_24000", "cosine_24000")
+LADDER, LOSS, STEPS_OF_LADDER = Path("multirun/results/schedules"), "val/builtin/docs/loss", 977
 
 
 def rates_of(schedule: str) -> np.ndarray:
@@ -100,18 +109,50 @@ def published() -> dict[str, object]:
     return out
 
 
+def own_ladder() -> dict[str, object]:
+    """Returns the errors for the schedule that was left out, and the decay that the law of all three chooses."""
+    roles, arms = {"loss": LOSS}, rows_by_arm(read_runs(LADDER))
+    two = fit(pd.concat([arms["constant"], arms["cosine"]]), "schedule", map=roles)
+    rows = select_rows(arms["wsd"], roles, [], two.form)
+    comparison, _ = compare(two.record, two.form, rows, 3.0)
+    ends = [list(part)[-1] for _, part in groupby(comparison["predictions"], key=lambda row: row["run"])]
+    three = fit(pd.concat([arms[name] for name in ("constant", "cosine", "wsd")]), "schedule", map=roles)
+    assert isinstance(three.form, ScheduleLaw)
+    best = best_decay(three.record, three.form, STEPS_OF_LADDER, [])
+    last = {name: frame.groupby("run", sort=False)[LOSS].last().to_numpy() for name, frame in arms.items()}
+    measured = {name: float(np.mean(last["best"] - last[name])) for name in RIVALS} if "best" in last else None
+    return {
+        "runs": {name: len(losses) for name, losses in last.items()},
+        "third": {name: comparison[name] for name in ("mae", "bias", "coverage")},
+        "held": sum(bool(row["held"]) for row in comparison["curves"]),
+        "last": [{name: row[name] for name in ("value", "lo", "hi", "observed")} for row in ends],
+        "losses": {name: losses.tolist() for name, losses in last.items()},
+        "best": {name: best[name] for name in ("decay", "against", "value", "lo", "hi", "run_lo", "run_hi")},
+        "measured": measured,
+    }  # fmt: skip
+
+
+def rows_by_arm(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Returns the rows of the curves by the arm of their run, in the order of the seeds."""
+    rows: dict[str, list[pd.DataFrame]] = {}
+    for run in sorted(runs, key=lambda run: run.summary["seed"]):
+        rows.setdefault(run.config["study"]["arm"], []).append(rows_of_runs([run], LOSS).dropna(subset=["loss"]))
+    return {arm: pd.concat(parts, ignore_index=True).rename(columns={"loss": LOSS}) for arm, parts in rows.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", type=int, default=200)
+    parser.add_argument("--tables", type=int, default=200, help="0: our own ladder alone")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
-    results = [simulate(seed) for seed in range(args.tables)]
-    record: dict[str, object] = {
-        "tables": args.tables, "level": 0.9,
-        "coverage": {name: float(np.mean([row[name] for row in results])) for name in ("law", "band")},
-    }  # fmt: skip
-    if CURVES.is_file():
-        record["published"] = published()
+    record: dict[str, object] = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    if args.tables:
+        results = [simulate(seed) for seed in range(args.tables)]
+        coverage = {name: float(np.mean([row[name] for row in results])) for name in ("law", "band")}
+        record |= {"tables": args.tables, "level": 0.9, "coverage": coverage}
+        if CURVES.is_file():
+            record["published"] = published()
+    record["ladder"] = own_ladder()
     args.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
 

@@ -2,11 +2,13 @@
 
     python benchmarks/table_laws.py coverage --tables 200 --out benchmarks/results/table_laws.json
     python benchmarks/table_laws.py published --folder ../shared/laws --out benchmarks/results/table_laws.json
+    python benchmarks/table_laws.py own --folder multirun/results/mixture --out benchmarks/results/table_laws.json
 
 `coverage` simulates tables of a known law and counts how often nominal 90% intervals contain the truth: of the mixture
 that was chosen (its loss, its gain over the proportional mixture), of a new run inside the fitted range, and of the
 score that the law expects one decade of compute outside. `published` fits the small models of RegMix, the OLMo ladder
-and Gadre et al. and compares with larger ones, by task and route. Each part replaces its own entry of the file.
+and Gadre et al. and compares with larger ones, by task and route. `own` fits the runs of study=mixture, and predicts
+the held-out mixtures and those of study=mixture_arms. Each part replaces its own entry of the file.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.laws.table_laws import Settings, compare, rank_correlation
+from kleiber.studies.laws.table_laws import Settings, compare, rank_correlation, select
 from kleiber.studies.laws.uncertainty import interval
 from kleiber_topics.mixtures.forms import Form
 from kleiber_topics.mixtures.law import mixture
+from kleiber_topics.mixtures.prediction import predict_point
 from kleiber_topics.task_scores.curves import direct, sigmoid
 from kleiber_topics.task_scores.law import downstream
 from kleiber_topics.task_scores.prediction import evaluate
@@ -190,16 +193,43 @@ def regmix(folder: Path) -> dict[str, Any]:
     return out
 
 
+def own(folder: Path) -> dict[str, Any]:
+    """The law of study=mixture by form, its errors on held-out mixtures, its best mixture, and losses of the arms."""
+    roles = {"w": "parts/*", "loss": "val/*/loss"}
+    frames = {arm: select(folder, roles, [f"arm = {arm}"]) for arm in ("fitted", "held_out")}
+    out: dict[str, Any] = {"mixtures": {arm: len(frame) for arm, frame in frames.items()}, "held_out": {}}
+    for form in ("ridge", "exponential", "linear"):
+        record = mixture().fit_table(frames["fitted"], roles, Settings(form=form))
+        rows, measured = mixture().predict_rows(record, frames["held_out"], roles)
+        out["held_out"][form] = {"cross-validation": record["cross_validation"][form], **compare(rows, measured)}
+    record = mixture().fit_table(frames["fitted"], roles, Settings())
+    losses = frames["fitted"][record["losses"]].mean(axis=1)
+    names = list(record["columns"])
+    sampled = dict(zip(names, frames["fitted"].loc[losses.idxmin(), list(record["columns"].values())], strict=True))
+    best = predict_point(record, {})
+    out |= {"form": record["form"], "weights": best["best"]["weights"], "loss": best["best"]["loss"], "arms": {}}
+    out |= {"sampled": {"weights": sampled, "loss": float(losses.min())}, "range": [losses.min(), losses.max()]}
+    for arm in ("proportional", "sampled", "proposed"):
+        rows = select(folder.with_name("mixture_arms"), roles, [f"arm = {arm}"])
+        predicted, measured = mixture().predict_rows(record, rows, roles)
+        weights = {name: float(rows.iloc[0][column]) for name, column in record["columns"].items()}
+        out["arms"][arm] = {"weights": weights, "predicted": predicted[0]["value"], "measured": float(measured.mean())}
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("coverage", "published"))
+    parser.add_argument("part", choices=("coverage", "published", "own"))
     parser.add_argument("--tables", type=int, default=200)
     parser.add_argument("--folder", type=Path, default=Path("../shared/laws"))
     parser.add_argument("--only", default="", help="part of the name of a law, such as ridge")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    answer = coverage(options.tables, options.only) if options.part == "coverage" else published(options.folder)
+    parts = {"published": published, "own": own}
+    answer = (
+        coverage(options.tables, options.only) if options.part == "coverage" else parts[options.part](options.folder)
+    )
     if options.out is None:
         json.dump(answer, sys.stdout, indent=1)
         return

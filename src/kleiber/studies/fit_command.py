@@ -90,7 +90,7 @@ PointOrGroup = Annotated[
 ]
 ScheduleName = Annotated[
     str | None,
-    typer.Option(metavar="NAME|TABLE", help="of a law of schedules: predict this schedule, or a table of step and lr"),
+    typer.Option(metavar="NAME|TABLE", help="of a law of schedules: predict it, the best decay, or a table of rates"),
 ]
 ScheduleSteps = Annotated[int | None, typer.Option(metavar="STEPS", help="with --schedule NAME: length of the run")]
 MaxDecades = Annotated[

@@ -18,6 +18,7 @@ from kleiber.studies.laws import (
     laws_json,
     optimum_prediction,
     prediction,
+    schedule_choice,
     schedule_prediction,
     schedule_record,
     serving,
@@ -309,10 +310,13 @@ def predict_schedule(
 ) -> tuple[Json, list[str]]:
     """Predicts a schedule of kleiber, or a table of rates, from a law of schedules; returns the answer and its lines.
 
-    name, steps, words  see `schedule_prediction.schedule_rates`
+    name, steps, words  see `schedule_prediction.schedule_rates`; best: WSD with the decay of the least loss
     """
     if not isinstance(form, ScheduleLaw) or name is None:
         raise ValueError("--steps needs --schedule, and --schedule needs a law that was fitted with --law schedule")
+    if name == schedule_choice.BEST:
+        answer = schedule_choice.best_decay(record, form, steps, words, max_decades)
+        return answer, schedule_choice.choice_lines(answer, record["level"])
     at, rates = schedule_prediction.schedule_rates(name, steps, words, record)
     answer = schedule_prediction.predict_schedule(record, form, at, rates, max_decades)
     return answer, [schedule_prediction.schedule_line(answer, record["level"])]

@@ -57,9 +57,12 @@ def test_runs_of_a_folder_have_the_weights_of_their_data(tmp_path):
     for number, weight in enumerate(np.linspace(0, 1, 12)):
         loss = 3 - 0.2 * np.log(weight + 0.05) + rng.normal(0, 0.01)
         data = {"parts": {"builtin/docs": weight, "builtin/code": 1 - weight}}
-        plant(tmp_path, f"run{number}", {"val/builtin/docs/loss": loss, "val/builtin/code/loss": 5 - loss}, data=data)
-    done = run("fit", tmp_path, "--law", "mixture", "--map", "w=parts/*,loss=val/builtin/docs/loss", "--bootstrap", 40)
+        losses, arm = {"val/builtin/docs/loss": loss, "val/builtin/code/loss": 5 - loss}, "ab"[number > 9]
+        plant(tmp_path, f"run{number}", losses, data=data, study={"arm": arm})
+    words = ("--law", "mixture", "--map", "w=parts/*,loss=val/builtin/docs/loss", "--bootstrap", 40)
+    done = run("fit", tmp_path, *words)
     assert done.exit_code == 0 and "12 mixtures of 2 domains" in done.output and "builtin/docs" in done.output
+    assert "10 mixtures of 2 domains" in run("fit", tmp_path, *words, "--where", "arm = a").output
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ EXPORTS = {
     "Grid": "grid",
     "IsoFLOP": "isoflop",
     "Methods": "grid",
+    "Schedules": "schedules",
     "Search": "search",
     "Sequences": "sequences",
 }

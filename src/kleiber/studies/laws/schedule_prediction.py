@@ -17,7 +17,7 @@ from kleiber.studies.laws.schedule_table import Curve
 from kleiber.studies.laws.schedules import RatePath, ScheduleLaw, rate_path, rate_sums
 from kleiber.studies.laws.table import numbers_of, read
 from kleiber.studies.laws.uncertainty import percent, student_quantile
-from kleiber.types import Json, Row
+from kleiber.types import Config, Json, Row
 from kleiber.types.score import format_interval
 
 GRID = 2_000  # steps at which the rates of a schedule are computed
@@ -168,6 +168,15 @@ def schedule_rates(name: str, steps: int | None, words: Sequence[str], record: R
         if missing := [column for column in ("step", "lr") if column not in frame.columns]:
             raise ValueError(f"--schedule {name}: the table has no column {missing[0]!r}; it needs step and lr")
         return numbers_of(frame, "step"), numbers_of(frame, "lr")
+    values, peak = schedule_words(name, steps, words, record)
+    overrides = [f"schedule={name}", *(f"schedule.{key}={value}" for key, value in values.items())]
+    return rates_of(schedule_node(overrides), steps or 0, peak)
+
+
+def schedule_words(
+    name: str, steps: int | None, words: Sequence[str], record: Row
+) -> tuple[dict[str, str], float]:  # fmt: skip
+    """Returns the arguments of a schedule by name, and the peak rate. Raises ValueError as `schedule_rates`."""
     if steps is None or steps < 2:
         raise ValueError(f"--schedule {name} needs the length of the run in steps, such as --steps 24000")
     values = {text.partition("=")[0]: text.partition("=")[2] for text in words}
@@ -175,15 +184,28 @@ def schedule_rates(name: str, steps: int | None, words: Sequence[str], record: R
     if "lr" not in values and high > SAME_PEAK * low:
         raise ValueError(f"the fitted runs have peak rates from {low:g} to {high:g}: add lr=RATE")
     try:
-        peak = float(values.pop("lr", high))
+        return values, float(values.pop("lr", high))
     except ValueError:
         raise ValueError("lr must be a number, such as lr=3e-4") from None
+
+
+def schedule_node(overrides: Sequence[str]) -> Json:
+    """Returns the config of a schedule. Raises ValueError for an argument that it does not have."""
     from kleiber.config.compose import Composer, resolve_config
+    from kleiber.config.targets import signature
+
+    node = resolve_config(Composer("train").compose([*overrides]))[0]["schedule"]
+    allowed = signature(node["_target_"]).parameters
+    if unknown := [name for name in node if name not in ("_target_", *allowed)]:
+        raise ValueError(f"{unknown[0]}={node[unknown[0]]} is no argument of this schedule: {', '.join(allowed)}")
+    return node
+
+
+def rates_of(node: Config, steps: int, peak: float) -> tuple[Array, Array]:
+    """Returns steps and learning rates of a run with the schedule of a config."""
     from kleiber.config.targets import build
 
-    overrides = [f"schedule={name}", *(f"schedule.{key}={value}" for key, value in values.items())]
-    config, _ = resolve_config(Composer("train").compose(overrides))
-    schedule = build(config["schedule"])
+    schedule = build(node)
     grid = np.unique(np.round(np.linspace(1, steps, min(steps, GRID)))).astype(int)
     factors = [schedule(int(step) - 1, steps) for step in grid]
     return grid.astype(np.float64), peak * np.array(factors, dtype=np.float64)

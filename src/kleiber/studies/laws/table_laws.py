@@ -202,12 +202,12 @@ def select(source: Path, roles: Mapping[str, str], filters: Sequence[str]) -> pd
 
 
 def _runs_table(folder: Path) -> pd.DataFrame:
-    """Returns the finished runs of a folder as `read` does, with the weights of data=mixture as columns parts/NAME."""
+    """Returns the finished runs of a folder as `read` does, with the columns arm, and parts/NAME for data=mixture."""
     rows = []
     for run in catalog.read_runs(folder):
-        parts = run.config.get("data", {}).get("parts")
+        parts, arm = run.config.get("data", {}).get("parts"), (run.config.get("study") or {}).get("arm")
         weights = {f"parts/{name}": weight for name, weight in parts.items()} if isinstance(parts, Mapping) else {}
-        rows += [row | weights for row in run.leaf_rows() if run.finished]
+        rows += [row | weights | {"arm": arm} for row in run.leaf_rows() if run.finished]
     return pd.DataFrame(rows) if rows else read(folder)
 
 
