@@ -1,4 +1,4 @@
-"""Forgetting at equal score: read off planted paths, at the rate that forgets least among those that reach the score."""
+"""Forgetting at equal score, read off planted paths, at the rate that forgets least of those that reach the score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kleiber_topics.rewards.matched import matched_forgetting, path_of
 
 
 def run(arm: str, rate: float, seed: int, slope: float, last: float, **data):
-    """A run whose score rises from 0.2 to `last` in four evaluations, and whose loss rises by `slope` times the score."""
+    """A run whose score rises from 0.2 to `last` in four evaluations, and its loss by `slope` times that."""
     scores = [0.2 + (last - 0.2) * part / 4 for part in range(5)]
     rows = [
         {
