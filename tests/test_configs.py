@@ -64,6 +64,7 @@ for place, file in FILES.items():
         places = [folder / name, folder / file.stem / name, folder / file.stem / "test_evaluation.py"]
         tested = next((path for path in places if path.is_file()), folder / "test_evaluation.py")
         ELSEWHERE[place] = str(tested.relative_to(TESTS))
+ELSEWHERE |= {place: "topics/rewards/test_own_answers.py" for place in CHOICES if place.startswith("data/answers/")}
 ELSEWHERE |= {place: "topics/rewards/test_problems.py" for place in CHOICES if place.startswith("data/verifiable/")}
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),

@@ -193,6 +193,17 @@ STUDIES = {
         "",
         decision="not tested",
     ),
+    "rl_forgetting": Expected(
+        [
+            "init.path={dense}",
+            "design.arms={rejection:null,dpo:null,sft:{optimizer.lr:[0.01]},grpo:{optimizer.lr:[0.01]}}",
+            "design.seeds=1",
+            "evals.reward.samples=1",
+        ],
+        2,
+        "",
+        decision="not tested",
+    ),
     "stability": Expected(["design.lrs=[0.003,0.03]", "design.seeds=2"], 32, ""),
     "transfer": Expected(TRANSFER, 9, "", decision="not tested"),
     "upcycling": Expected(
