@@ -198,7 +198,9 @@ STUDIES = {
             "init.path={dense}",
             "design.arms={rejection:null,dpo:null,sft:{optimizer.lr:[0.01]},grpo:{optimizer.lr:[0.01]}}",
             "design.seeds=1",
-            "evals.reward.samples=1",
+            "evals.reward={samples:1,limit:8}",
+            "evals.divergence.limit=8",
+            "evals.perplexity.data=[{data}/tiny.txt]",
         ],
         2,
         "",
@@ -215,7 +217,7 @@ STUDIES = {
 }
 
 
-LONG = ("collaboration", "collapse", "memorization", "needle", "retrieval")  # a quarter of a minute or more
+LONG = ("collaboration", "collapse", "memorization", "needle", "retrieval", "rl_forgetting")  # a quarter of a minute or more
 CODES = {None: 0, "supported": 0, "undecided": 3, "not tested": 3, "contradicted": 5}
 
 
