@@ -217,7 +217,8 @@ STUDIES = {
 }
 
 
-LONG = ("collaboration", "collapse", "memorization", "needle", "retrieval", "rl_forgetting")  # a quarter of a minute or more
+# A quarter of a minute or more.
+LONG = ("collaboration", "collapse", "memorization", "needle", "retrieval", "rl_forgetting")
 CODES = {None: 0, "supported": 0, "undecided": 3, "not tested": 3, "contradicted": 5}
 
 

@@ -47,8 +47,9 @@ def matched_forgetting(table: Rows, runs: Sequence[Run]) -> Rows:
     rows += [row for score in SCORES for row in rows_at(paths, score)]
     for seed in sorted({run.config["seed"] for run, _ in paths}):
         points = [point for run, path in paths if run.config["seed"] == seed for point in path[1:]]
-        ranks = pd.DataFrame(points, columns=Point._fields)[["forgetting", "kl"]].corr("spearman")
-        rows.append({"run": "", "seed": seed, "measure": "rank", "metric": "", "value": ranks.iloc[0, 1]})
+        evaluations: Rows = pd.DataFrame(points, columns=Point._fields)
+        rank = evaluations["forgetting"].corr(evaluations["kl"], "spearman")
+        rows.append({"run": "", "seed": seed, "measure": "rank", "metric": "", "value": rank})
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +13,24 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.data.tokenizers import Bytes
 from kleiber.objectives.answer_rewards import Answer
 from kleiber.objectives.rollouts import questions_of
+from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 from kleiber_topics.rewards import own_answers
 from kleiber_topics.rewards.own_answers import AnswerPairs, RightAnswers
 from kleiber_topics.rewards.problems import Sorting
 
 PROBLEMS = Sorting(problems=12, held_out=4, lengths=[2])
-OPENED = SimpleNamespace(model=planted(a=0.5), tokenizer=Bytes())
+
+
+@dataclass
+class Opened:
+    """A model that other functions stand in for."""
+
+    model: Model = field(default_factory=lambda: planted(a=0.5))
+    tokenizer: Tokenizer = field(default_factory=Bytes)
+
+
+OPENED = Opened()
 
 
 @pytest.fixture(autouse=True)
@@ -54,16 +67,18 @@ def test_training_samples_are_the_different_right_answers_and_validation_is_that
     assert all(answer == dict(texts(plain.train))[prompt] for prompt, answer in written.items())
     assert texts(corpus.validation["sorting"]) == texts(plain.validation["sorting"])
     assert corpus.verifier == "sorting" and corpus.hash != plain.hash
-    assert (np.concatenate([corpus.train.row(0)[1]]) > 0).sum() == len(texts(corpus.train)[0][1]) + 1  # with its end
+    weights = corpus.train.gather(np.arange(1)).weights
+    assert weights is not None and (weights[0] > 0).sum() == len(texts(corpus.train)[0][1]) + 1  # with its end
 
 
 def test_pairs_are_a_right_and_a_wrong_answer_and_held_out_prompts_those_of_the_problems():
     plain, corpus = PROBLEMS.prepare(32), AnswerPairs(lambda _: OPENED, "m", PROBLEMS, samples=4).prepare(32)
     assert len(corpus.train) == len(plain.train) - 1
-    batch = corpus.train.gather(np.arange(3))
+    other = corpus.train.gather(np.arange(3)).counterpart
+    assert other is not None and other.weights is not None
     for i in range(3):
-        marks = batch.counterpart.weights[i] > 0
-        assert bytes(batch.counterpart.tokens[i][marks].tolist()[:-1]) == b"?"
+        marks = other.weights[i] > 0
+        assert bytes(other.tokens[i][marks].tolist()[:-1]) == b"?"
     assert dict(texts(corpus.validation["sorting"])) == dict(texts(plain.validation["sorting"]))
 
 
@@ -80,7 +95,7 @@ def test_a_model_that_is_never_right_or_has_another_tokenizer_is_refused():
         RightAnswers(lambda _: OPENED, "m", PROBLEMS, prompts=1, samples=3).prepare(32)
     with pytest.raises(ValueError, match=r"data\.model=m answers none of 1 prompts both"):
         AnswerPairs(lambda _: OPENED, "m", PROBLEMS, prompts=1, samples=3).prepare(32)
-    other = SimpleNamespace(model=OPENED.model, tokenizer=SimpleNamespace(hash="bpe/2"))
+    other = Opened(tokenizer=SimpleNamespace(hash="bpe/2"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tokenizer"):
         RightAnswers(lambda _: other, "m", PROBLEMS).prepare(32)
 
