@@ -38,7 +38,7 @@ def matched_forgetting(table: Rows, runs: Sequence[Run]) -> Rows:
     on_path, on_path_kl  forgetting and divergence at each `step` of a run, by `arm` and `rate`
     matched, matched_kl, matched_flops  of an arm and a seed at a `score`: forgetting, divergence and FLOPs where the
                  run at the best rate first reaches the score. Rates are compared by their mean forgetting there over
-                 seeds, and only those whose every seed reaches the score
+                 seeds, and only those with the most seeds, all of which reach the score
     best_rate    of an arm at a score
     rank         of each seed: Spearman's correlation of forgetting and divergence over all evaluations of all arms
     """
@@ -99,10 +99,11 @@ def rows_at(paths: Sequence[tuple[Run, Sequence[Point]]], score: float) -> Itera
         rates = reached.setdefault(str(arm_name(run)), {})
         rates.setdefault(float(run.config["optimizer"]["lr"]), {})[run.config["seed"]] = point_at(path, score)
     for arm, rates in reached.items():
+        most = max(map(len, rates.values()))
         means = {
             rate: np.mean([point.forgetting for point in seeds.values() if point])
             for rate, seeds in rates.items()
-            if None not in seeds.values()
+            if len(seeds) == most and None not in seeds.values()
         }
         if not means:
             continue

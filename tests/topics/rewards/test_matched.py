@@ -36,7 +36,7 @@ def run(arm: str, rate: float, seed: int, slope: float, last: float, **data):
 
 
 def runs():
-    listed = []
+    listed = [run("written", 0.01, 0, slope=0.1, last=0.8)]  # its other seed is missing
     for seed in (0, 1):
         listed.append(run("sft", 0.1, seed, slope=1.0, last=1.0))
         listed.append(run("sft", 0.01, seed, slope=0.5 + seed / 10, last=0.6))
@@ -58,6 +58,7 @@ def test_arms_are_read_at_equal_score_at_the_rate_that_forgets_least_of_those_th
     assert values(table, "best_rate", arm="sft", score=0.5) == {0: 0.01, 1: 0.01}
     assert values(table, "best_rate", arm="sft", score=0.7) == {0: 0.1, 1: 0.1}
     assert values(table, "matched_kl", arm="sft", score=0.7) == pytest.approx({0: 1.0, 1: 1.0})
+    assert values(table, "matched", arm="written", score=0.5) == pytest.approx({0: 0.06, 1: 0.06})
     assert values(table, "matched", arm="written", score=0.9) == {}
 
 
