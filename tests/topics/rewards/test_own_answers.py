@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from evals.planted import planted
 
+from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.data.tokenizers import Bytes
 from kleiber.objectives.answer_rewards import Answer
@@ -105,3 +106,9 @@ def test_choices_name_their_classes(choice):
     config, _ = resolve_config(Composer("train").compose([f"data={choice}", "data.model=m"]))
     kinds = {"answers/right": "RightAnswers", "answers/pairs": "AnswerPairs"}
     assert config["data"]["_target_"] == f"kleiber_topics.rewards.{kinds[choice]}"
+
+
+def test_the_base_of_the_study_composes_and_passes_the_check():
+    config, _ = resolve_config(Composer("train").compose(["experiment=sums_and_words"]))
+    check(config)
+    assert list(config["stages"]["chain"]) == ["words", "sums"]
