@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from kleiber.config import local_copy
+from kleiber.config import Quantity, local_copy
 from kleiber.data import (
     FORMAT,
     Conversations,
@@ -26,6 +26,7 @@ from kleiber.data import (
     cached_folder,
     digest,
     id_dtype,
+    parse_bytes,
     read_rows,
     write_rows,
 )
@@ -70,6 +71,7 @@ class RightAnswers:
     prompts     most training prompts that are answered
     samples     answers to each, at temperature 1
     seed        of the answers
+    max_bytes   of the prompts that are answered, about; null: no limit
     """
 
     open_model: Callable[[str], AnsweringModel]
@@ -78,6 +80,7 @@ class RightAnswers:
     prompts: Count = 2000
     samples: Count = 8
     seed: Seed = 0
+    max_bytes: Quantity | None = None
 
     def prepare(self, context: int, cache: Path | None = None) -> InstructCorpus:
         """Lets the model answer what is not in the cache. Raises ValueError where no answer is right."""
@@ -117,7 +120,9 @@ class RightAnswers:
                 f"data.model={self.model} has the tokenizer {opened.tokenizer.hash}, and data.problems has "
                 f"{corpus.tokenizer.hash}: choose a model with that tokenizer"
             )
-        questions, eos = questions_of(samples, self.prompts), corpus.tokenizer.eos
+        limit, eos = parse_bytes(self.max_bytes), corpus.tokenizer.eos
+        size = max(1, samples.num_bytes // len(samples))
+        questions = questions_of(samples, self.prompts if limit is None else max(1, min(self.prompts, limit // size)))
         prompts = {number: question.prompt for number, question in enumerate(questions)}
         identity = {
             "format": FORMAT, "answers": hash_weights(opened.model), "prompts": digest([*prompts.values()]),

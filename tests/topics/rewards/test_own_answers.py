@@ -89,6 +89,8 @@ def test_answers_are_written_once_for_both_kinds_and_anew_for_another_seed(answe
     assert len(answers) == 2  # training prompts, and held-out ones of the pairs
     RightAnswers(lambda _: OPENED, "m", PROBLEMS, samples=4, seed=1).prepare(32)
     assert answers[2:] == [1]
+    few = RightAnswers(lambda _: OPENED, "m", PROBLEMS, samples=4, max_bytes=30).prepare(32)
+    assert len(few.train) < 4
 
 
 def test_a_model_that_is_never_right_or_has_another_tokenizer_is_refused():
