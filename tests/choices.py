@@ -39,6 +39,8 @@ LATER = [*(f"retention/{name}" for name in METHODS), "adapter/lora", "adapter/do
 NEEDS |= {choice: ["stages=chain", f"stages.chain={{first:{{}},second:{OTHER_TEXT}}}"] for choice in LATER}
 NEEDS["stages/chain"] = [f"stages.chain={{first:{{}},second:{OTHER_TEXT}}}"]
 NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "data/judged": ["data.model=start"]}
+NEEDS |= {f"data/answers/{name}": ["data.model=start"] for name in ("right", "pairs")}
+NEEDS |= {"evals/divergence": ["evals.divergence.model=start"], "study/rl_forgetting": ["init.path=RUN"]}
 
 
 def split(choice: str) -> tuple[str, str]:

@@ -63,6 +63,8 @@ for place, file in FILES.items():
         places = [folder / name, folder / file.stem / name, folder / file.stem / "test_evaluation.py"]
         tested = next((path for path in places if path.is_file()), folder / "test_evaluation.py")
         ELSEWHERE[place] = str(tested.relative_to(TESTS))
+OWN_ANSWERS = ("data/answers/", "experiment/sums_and_words")
+ELSEWHERE |= {place: "topics/rewards/test_own_answers.py" for place in CHOICES if place.startswith(OWN_ANSWERS)}
 ELSEWHERE |= {place: "topics/rewards/test_problems.py" for place in CHOICES if place.startswith("data/verifiable/")}
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
@@ -101,7 +103,7 @@ def overrides(choice: str) -> list[str]:
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
     names = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
     gone |= dict.fromkeys(
-        (*names, "chain_of_thought", "instructions", "collaboration", "equalized", "retrieval"),
+        (*names, "chain_of_thought", "instructions", "collaboration", "equalized", "retrieval", "rl_forgetting"),
         (*gone["study"], "data"),
     )
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())

@@ -194,6 +194,19 @@ STUDIES = {
         "",
         decision="not tested",
     ),
+    "rl_forgetting": Expected(
+        [
+            "init.path={dense}",
+            "design.arms={rejection:null,dpo:null,sft:{optimizer.lr:[0.01]},grpo:{optimizer.lr:[0.01]}}",
+            "design.seeds=1",
+            "evals.reward={samples:1,limit:8}",
+            "evals.divergence.limit=8",
+            "evals.perplexity.data=[{data}/tiny.txt]",
+        ],
+        2,
+        "",
+        decision="not tested",
+    ),
     "stability": Expected(["design.lrs=[0.003,0.03]", "design.seeds=2"], 32, ""),
     "transfer": Expected(TRANSFER, 9, "", decision="not tested"),
     "upcycling": Expected(
@@ -205,7 +218,8 @@ STUDIES = {
 }
 
 
-LONG = ("collaboration", "collapse", "memorization", "needle", "retrieval")  # a quarter of a minute or more
+# A quarter of a minute or more.
+LONG = ("collaboration", "collapse", "memorization", "needle", "retrieval", "rl_forgetting")
 CODES = {None: 0, "supported": 0, "undecided": 3, "not tested": 3, "contradicted": 5}
 
 

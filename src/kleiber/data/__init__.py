@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kleiber.data.mixture_corpus import MixtureCorpus, Repeated, TextData
     from kleiber.data.named import NamedData
     from kleiber.data.order import Permutation, permutation, splitmix64
-    from kleiber.data.preference import Preference, PreferenceCorpus
+    from kleiber.data.preference import PairRows, Preference, PreferenceCorpus
     from kleiber.data.prompts import prompts_of, read_prompts
     from kleiber.data.reading import join_readings
     from kleiber.data.sources import Document, Source, SourceText, limit_bytes

@@ -3,8 +3,12 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "AnswerPairs": "own_answers",
     "Countdown": "problems",
+    "Divergence": "divergence",
+    "RightAnswers": "own_answers",
     "Sorting": "problems",
+    "matched_forgetting": "matched",
 }
 REWARDS = {
     "arithmetic": "verifiers.arithmetic",
