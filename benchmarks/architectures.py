@@ -29,7 +29,7 @@ RIVALS = {  # dropout alone makes those "as published" slower; the others have n
 def overrides_of_models() -> dict[str, list[str]]:
     design = read_choice("study", "baselines")["design"]
     shared = ["model.context=128", *design["sources"]["encyclopedic"], *design["pretrain"]]
-    timed = {*RIVALS, *sum(RIVALS.values(), [])}
+    timed = {*RIVALS, *(rival for rivals in RIVALS.values() for rival in rivals)}
     kinds = {name: kind for name, kind in design["kinds"].items() if name in timed}
     models = {name: [*shared, *kind["model"], *kind["pretrain"]] for name, kind in kinds.items()}
     return models | {plain(name): [*models[name], "model.attention.qk_norm=false"] for name in RIVALS}
