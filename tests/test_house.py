@@ -26,7 +26,7 @@ MODULES = {
 }
 # Tests of no module of ours: of the documentation, of faults, of a cluster, of a GPU, and (files beside this one) of
 # the project.
-NO_ROOMS = {"docs", "faults", "gpu", "slurm"}
+NO_ROOMS = {"compat", "docs", "faults", "gpu", "slurm"}
 WHOLE_PROJECT = {
     "api", "house", "config_headers", "configs", "example_extension", "experiments", "readme", "results", "wheel",
 }  # fmt: skip
@@ -162,7 +162,7 @@ def test_every_path_in_the_documentation_exists():
     missing = []
     for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")):
         for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.[a-z_.]+)?)`", page.read_text(encoding="utf-8")):
-            if path in choices or path.startswith("train/"):  # the latter is a metric
+            if path in choices or path.startswith(("train/", "eval/")):  # metrics
                 continue
             places = [REPOSITORY / path, REPOSITORY / "conf" / path, REPOSITORY / "src" / path]
             if path.split("/")[0] in rooms:

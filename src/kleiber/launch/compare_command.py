@@ -129,7 +129,7 @@ def compare_runs(
         claims = claims_of_direction(better, measure, arms_in_order(selected, arm_of), selected)
         looks = planned_looks(selected, arm_of)
         options = study.Compare(measure=measure, equal=equal or "tokens", claims=claims, looks=looks, **settings)
-        findings = study.compare(selected, options, arm_of)
+        findings = study.compare_arms(selected, options, arm_of)
     notes = [LEARNING_RATE_NOTE.format(folder=folders[0], arm=arm)] if arm == LEARNING_RATE else []
     notes += [f"note: the arms also differ in {', '.join(further)}, which may be why"] if further else []
     return selected, findings, notes

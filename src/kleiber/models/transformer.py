@@ -108,8 +108,7 @@ class Transformer(Model):
             raise ValueError(
                 f"model.future={future} predicts later tokens, which needs model.causal=true: set future=0"
             )
-        std = parametrization.embedding(tied).std
-        table = torch.randn(context, width) * std if positions == "learned" else None
+        table = torch.randn(context, width) * parametrization.embedding(tied).std if positions == "learned" else None
         self.positions = None if table is None else nn.Embedding(context, width, _weight=table)
         later = [replace(sites[0], layer=depth + number) for number in range(future)]
         self.future = nn.ModuleList(FutureHead(block(site)) for site in later)
