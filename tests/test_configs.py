@@ -101,7 +101,17 @@ def overrides(choice: str) -> list[str]:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    names = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
+    names = (
+        "grpo",
+        "sums_and_words",
+        "forgetting",
+        "forgetting_law",
+        "moe_forgetting",
+        "adapters",
+        "moe_gain",
+        "needle",
+        "memorization",
+    )
     gone |= dict.fromkeys(
         (*names, "chain_of_thought", "instructions", "collaboration", "equalized", "retrieval", "rl_forgetting"),
         (*gone["study"], "data"),

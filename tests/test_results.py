@@ -18,7 +18,7 @@ from kleiber.launch.cli import main
 RESULTS = REPOSITORY / "multirun" / "results"
 LIST = (REPOSITORY / "multirun" / "README.md").read_text(encoding="utf-8")
 WITH_ROWS = sorted(path.parent.name for path in RESULTS.glob("*/runs.jsonl.gz"))
-OBJECTIVES = ("clm", "classify", "dpo")  # of recorded runs whose scorers have metrics of their own
+OBJECTIVES = ("clm", "classify", "dpo", "grpo")  # of recorded runs whose scorers have metrics of their own
 MEASURED = {"seconds", "ms a step", "MiB", "minutes"}  # times and memory are of the machine
 
 
@@ -76,8 +76,8 @@ def test_rows_name_no_path_of_a_machine(name):
 
 
 def data_names(name: str) -> str:
-    """What figures call the data of recorded runs; `data=arithmetic` names its own."""
-    digits = re.fullmatch(r"digits(\d)", name)
+    """What figures call the data of recorded runs; `data=arithmetic` names its own, also before a stage on answers."""
+    digits = re.fullmatch(r"digits(\d)(-before)?", name)
     return f"sums of {digits[1]} digits" if digits else data_label(name)
 
 
@@ -88,9 +88,13 @@ def undeclared(stages: Iterable[dict]) -> set[str]:
     declarations = set()
     for objective in OBJECTIVES:
         for key in {key for key, *_ in recorded}:
-            with suppress(KeyError):
-                score = declared(key, None, objective, data_names)
-                declarations.add((key, *(score[name] for name in fields)))
+            for labels in (
+                data_names,
+                data_label,
+            ):  # answers that a model writes to sums have the name of the sums' data
+                with suppress(KeyError):
+                    score = declared(key, None, objective, labels)
+                    declarations.add((key, *(score[name] for name in fields)))
     return {key for key, *rest in recorded if (key, *rest) not in declarations}
 
 

@@ -42,6 +42,11 @@ LADDER = [
 ]  # fmt: skip
 BASE = "design.base={data.domain:docs,budget.tokens:10k,retention:null"
 ONE_REPLAY = "replay:{retention.replay.fraction:[0.2]}"
+SHARES = {"proposed": (0.2, 0.8), "proportional": (0.5, 0.5), "sampled": (0.8, 0.2)}  # of two domains
+DOMAINS = [
+    f"design.arms.{arm}={{data.parts:'{{builtin/docs:{docs},builtin/code:{code}}}'}}"
+    for arm, (docs, code) in SHARES.items()
+]
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
 SMALL_STORE = ["evals.retrieval.sizes=[1k,4k]", "evals.retrieval.interpolations=[0.5]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
@@ -134,6 +139,7 @@ STUDIES = {
     "instructions": Expected(*TUNED, decision="not tested"),
     "isoflop": Expected(*ISOFLOP, possible=BY_LOSSES),
     "memorization": Expected(*MEMORIZATION, decision="not tested"),
+    "mixture_arms": Expected([*DOMAINS, "design.seeds=1"], 3, "", decision="not tested"),
     "moe_forgetting": Expected(
         [f"{BASE},model:[gpt,moe]}}", "design.lrs=[0.03]", "design.seeds=1", "design.tokens=5k"],
         5,
@@ -194,6 +200,7 @@ STUDIES = {
         "",
         decision="not tested",
     ),
+    "quantization": Expected(["design.widths=[32]", "stages.branches=[4k,8k]"], 1, "", decision="not tested"),
     "rl_forgetting": Expected(
         [
             "init.path={dense}",
@@ -207,6 +214,7 @@ STUDIES = {
         "",
         decision="not tested",
     ),
+    "schedules": Expected(["design.seeds=1", "design.law=null"], 3, "", decision="not tested"),
     "stability": Expected(["design.lrs=[0.003,0.03]", "design.seeds=2"], 32, ""),
     "transfer": Expected(TRANSFER, 9, "", decision="not tested"),
     "upcycling": Expected(
