@@ -60,6 +60,7 @@ def test_the_command_of_a_study_or_an_experiment_takes_that_choice():
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_all_but_one_choice_of_a_class_say_that_they_are_variants_of_it():
     owners: dict[tuple[str, str], list[str]] = {}
     for path in FILES:

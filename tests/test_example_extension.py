@@ -98,6 +98,7 @@ def test_without_smoothing_the_loss_is_that_of_clm_also_with_experts_and_marked_
         torch.testing.assert_close(ours.metrics, expected.metrics)
 
 
+@pytest.mark.slow
 def test_values_that_do_not_fit_the_classes_of_the_example_are_refused(mylab):
     streamed = ["retention=sparse", "data=text", "data.path=README.md", "data.streaming=true"]
     for words in (streamed, ["model=moe", "model/router=tempered", "model.mlp.capacity_factor=1.25"]):

@@ -85,6 +85,7 @@ def test_the_cap_is_that_of_the_smoke_trainer():
     assert differences(CAPS, config) == []
 
 
+@pytest.mark.slow
 def test_the_cap_holds_for_other_trainers_and_after_other_experiments():
     config, _ = composed("trainer=gpu", "experiment=smoke")
     assert differences(CAPS, config) == [] and config["trainer"]["precision"] == "bf16"
@@ -96,9 +97,10 @@ def test_the_cap_holds_for_other_trainers_and_after_other_experiments():
     "study", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in STUDIES]
 )
 def test_the_cap_holds_for_a_study(study):
-    config, _ = composed(f"study={study}", "experiment=smoke")
+    start = ["init.path=RUN"] if study == "rl_forgetting" else []  # the run from which all arms start
+    config, _ = composed(f"study={study}", *start, "experiment=smoke")
     check(config)
-    plain, _ = composed(f"study={study}")
+    plain, _ = composed(f"study={study}", *start)
     assert [key for key in ("study", "design", "stages", "objective") if config[key] != plain[key]] == []
     assert differences(CAPS, config) == []
 

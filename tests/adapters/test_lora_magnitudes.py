@@ -69,6 +69,7 @@ def test_of_a_linear_layer_magnitudes_are_those_of_peft(bias):
     torch.testing.assert_close(ours.weight, layer.base_layer.weight, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_stacks_of_a_wrapped_model_are_refused_by_name_since_peft_has_no_magnitudes_for_them():
     pytest.importorskip("peft")
     model = torch.nn.Module()

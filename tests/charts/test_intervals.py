@@ -9,6 +9,7 @@ from kleiber.charts.intervals import BOUNDS, estimates
 from kleiber.charts.theme import KINDS
 
 
+@pytest.mark.slow
 def test_an_estimate_without_an_interval_has_a_dot_alone():
     rows = [
         {"series": "a", "value": 0.1, "lo": None, "hi": None},
@@ -67,6 +68,7 @@ def test_lines_are_sorted_by_effect_and_an_arrow_points_to_the_better_side():
     assert encoding["y"]["sort"] == [*values] and encoding["x"]["title"] == "better \N{RIGHTWARDS ARROW}"
 
 
+@pytest.mark.slow
 def test_panels_with_the_same_lines_name_them_once():
     def named(rows):
         panels = estimates(rows, "abc", "", "x", columns=2).to_dict()["concat"]

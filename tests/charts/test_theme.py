@@ -161,6 +161,7 @@ def test_sizes_have_colors_and_numbers_tooltips():
     assert count_tip("C").to_dict() == {"field": "C", "type": "quantitative", "format": ".3s", "title": "C"}
 
 
+@pytest.mark.slow
 def test_a_figure_of_many_rows_is_drawn():
     means = pd.DataFrame({"D": np.geomspace(1, 1e9, 6000), "arm": "a", "mean": 3.0, "lo": 2.9, "hi": 3.1, "half": 0.1})
     chart = line_chart(means.assign(seeds=2), "D", "tokens", "arm", "Loss vs tokens").to_dict()

@@ -10,6 +10,7 @@ from kleiber.config.errors import ConfigError
 COMPOSER = Composer()
 
 
+@pytest.mark.slow
 def test_a_budget_key_on_the_command_line_clears_those_of_files(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "long.yaml").write_text("# @package _global_\nbudget: {tokens: 1B}\n")

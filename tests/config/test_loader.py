@@ -94,6 +94,7 @@ def test_another_composer_remembers_and_sees_a_file_that_has_changed(tmp_path, m
     assert Composer().compose([]).seed == 11
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_user_is_read_anew_by_each_composer(tmp_path):
     (tmp_path / "schedule").mkdir()
     for rate in (1, 2):

@@ -36,6 +36,7 @@ def test_the_source_is_the_last_that_sets_the_value(composed, key, source):
     assert composed.of(key) == source
 
 
+@pytest.mark.slow
 def test_sources_do_not_depend_on_what_was_asked_before():
     cells = [["model=moe", "optimizer.lr=0.1"], ["model=moe", "+retention=replay"], ["model=moe"], ["model.depth=3"]]
     composer = Composer()

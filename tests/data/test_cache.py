@@ -116,6 +116,7 @@ def test_a_damaged_folder_is_built_again(kind: str, tmp_path: Path, caplog: pyte
     assert [str(folder) in line for line in lines] == [True]
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_large_file_is_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Bit rot leaves size and time stamp, and may be anywhere."""
     content = bytes(range(256)) * (17 << 12)

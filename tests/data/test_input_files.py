@@ -102,6 +102,7 @@ def test_every_file_of_a_folder_is_read_whatever_its_name_and_ending(odd: Path, 
     assert all(name in line for name in reasons)
 
 
+@pytest.mark.slow
 def test_many_texts_with_names_of_splits_are_all_read(tmp_path: Path, cache: Path) -> None:
     """FAULTS 97: of such a folder `datasets` reads three files."""
     for number in range(500):
@@ -131,6 +132,7 @@ def test_names_decide_about_splits_on_request_and_all_files_are_in_one(odd: Path
         Text(str(odd), splits="files").prepare(4)
 
 
+@pytest.mark.slow
 def test_a_stream_reads_the_same_files(odd: Path, cache: Path) -> None:
     with pytest.raises(ValueError, match="has other tables"):
         Text(str(odd), streaming=True).prepare(4)

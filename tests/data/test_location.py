@@ -16,6 +16,7 @@ from kleiber.data.mixture_corpus import MixtureCorpus
 from kleiber.data.text import Text
 
 
+@pytest.mark.slow
 def test_a_url_is_read_through_fsspec_and_its_folders_are_splits_on_request(
     row_files: dict[str, Path], cache: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_data_is_named_after_its_file_or_folder(tmp_path: Path, monkeypatch: pyt
     assert [locate(name).stem for name in names] == stems
 
 
+@pytest.mark.slow
 def test_a_local_copy_of_a_hub_data_set_is_told_with_its_rows_and_bytes(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_batch_depends_on_its_step_alone() -> None:
         assert (order.batch(step, 6)[0] == forward[step]).all()
 
 
+@pytest.mark.slow
 def test_seeds_give_different_orders_that_are_uniform() -> None:
     assert list(permutation(50, 0, 0)) != list(permutation(50, 1, 0))
     first = np.array([permutation(8, seed, 0)[0] for seed in range(4000)])

@@ -39,6 +39,7 @@ def leave_file(path: Path) -> bytes:
     return bytes(1 << 21)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_worker_goes_on_while_its_result_is_not_read(tmp_path: Path) -> None:
     from processes import wait_for  # which the workers, who import this file, do not find
@@ -65,6 +66,7 @@ def is_written_pipe(number: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_worker_that_is_killed_within_an_answer_is_named() -> None:
     with pytest.raises(RuntimeError, match="exit code -9: run the command again"):

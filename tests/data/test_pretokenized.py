@@ -181,6 +181,7 @@ def test_an_id_that_no_sample_of_the_check_has_is_named_when_it_is_read(
         corpus.train.gather(np.arange(10))
 
 
+@pytest.mark.slow
 def test_two_hundred_gigabytes_are_opened_without_being_read(tmp_path: Path, cache: Path) -> None:
     """Sparse files: what is on disk does not count, only what is read at the start."""
     for number in range(50):

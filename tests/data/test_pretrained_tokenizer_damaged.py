@@ -20,6 +20,7 @@ def folder_of(tmp_path: Path, bpe: BPE, **changes: object) -> str:
     return str(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_pattern_at_the_limit_of_the_engine_is_refused(tmp_path: Path, bpe: BPE) -> None:
     """The engine panics, which is no Exception and would pass every handler of errors."""
     pattern = {"Regex": "(((x+x+)+)+)+y"}

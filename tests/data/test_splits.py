@@ -38,6 +38,7 @@ def test_near_duplicates_are_one_group() -> None:
     assert group[-1] == len(texts) - 1
 
 
+@pytest.mark.slow
 def test_splits_keep_groups_together_and_are_not_empty() -> None:
     texts = [" ".join(f"w{(i * 7919 + k * (i + 3)) % 5003}" for k in range(40)) for i in range(600)]
     copies = [text + " with an ending of its own" for text in texts]

@@ -155,6 +155,7 @@ def test_items_are_read_ahead_and_the_reader_ends() -> None:
         list(read_ahead(numbers(5), 3))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_closed_iterator_leaves_its_place_and_nothing_that_reads(shards: Path, cache: Path) -> None:
     train, resumed = (windows(shards, shuffle_buffer=1500) for _ in range(2))
     batches = train.batches(3, 0, 12, 0, 1)

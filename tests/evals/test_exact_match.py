@@ -37,6 +37,7 @@ def test_final_numbers(text: str, number: str | None) -> None:
     assert final_number(text) == (None if number is None else Decimal(number))
 
 
+@pytest.mark.slow
 def test_a_model_that_learnt_two_answers_matches_those_and_no_third() -> None:
     torch.manual_seed(0)
     net, tokenizer = Transformer(272, depth=1, width=32, context=32), Bytes()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kleiber.evals.item_figures import gap_chart, position_chart, score_figures
 
 SCORE = {"value": 0.6, "lo": 0.5, "hi": 0.7, "n": 10}
 CHANCE = {"value": 0.5, "lo": None, "hi": None, "n": 10}
 
 
+@pytest.mark.slow
 def test_accuracy_and_margin_have_a_figure_where_they_were_measured():
     both = {"blimp/x": {"accuracy": SCORE, "margin_per_byte": SCORE, "chance": CHANCE}, "lambada": {"accuracy": SCORE}}
     charts = score_figures(both)

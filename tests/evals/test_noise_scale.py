@@ -53,6 +53,7 @@ def holds(score, truth):
     return score.lo <= truth and (score.hi is None or truth <= score.hi)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [4, 8, 16])
 def test_the_interval_of_the_noise_scale_covers_with_few_groups(groups):
     """800 samples of squared norms of small gradients in 30 dimensions and of their mean over 8 of them."""

@@ -47,6 +47,7 @@ def test_a_model_that_copies_the_right_answers_has_them_all_right(monkeypatch):
     assert scores["sorting"]["pass_at_k"].lo < 1 and scores["sorting"]["mean"].n == 12  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_scores_and_a_limit_fewer_prompts():
     tested = subject()
     length = Reward("length", samples=2, limit=5)

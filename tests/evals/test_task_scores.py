@@ -36,6 +36,7 @@ def test_a_loss_per_byte_has_a_meaning_for_unpadded_likelihoods_alone():
     assert bytes_per_target(CLM(), padded) is None
 
 
+@pytest.mark.slow
 def test_scores_are_named_by_prefix_task_and_metric():
     net, tasks = learned(), [Task("old", CLM(), OLD), Task("new", CLM(), NEW)]
     scores = score_tasks(net, tasks, None, 16, Runtime(), "val_ema")

@@ -67,6 +67,7 @@ ITEMS = odd_items()
 COUNTED = {"bleu": (bleu_counts, bleu_of), "chrf": (chrf_counts, chrf_of)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
 def test_bleu_and_chrf_are_those_of_sacrebleu(name):
     counts, compute = COUNTED[name]
@@ -75,6 +76,7 @@ def test_bleu_and_chrf_are_those_of_sacrebleu(name):
     assert compute(rows.sum(0)) == pytest.approx(TOOLS["all"][name], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_rouge_is_that_of_rouge_score():
     rows = [rouge_values(text, references) for text, references in ITEMS]
     for name in ("rouge1", "rouge2", "rougeL"):

@@ -64,6 +64,7 @@ def test_the_reader_can_allow_it(foreign, beacon, tmp_path, capsys):
     assert beacon.requests
 
 
+@pytest.mark.slow
 def test_other_data_is_evaluated_without_opening_it(foreign, beacon, tmp_path, capsys):
     run, other = foreign("data.path", beacon.url), tmp_path / "other.txt"
     other.write_bytes(TEXT)

@@ -58,6 +58,7 @@ def test_a_signal_saves_and_the_same_command_ends_bit_identical(
     assert facts(tmp_path / "killed") == facts(unbroken)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_run_at_once_with_130(child, signalled, tmp_path, monkeypatch):
     """FAULTS 86: while the checkpoint of the first one is written, which is whole or absent. The run is interrupted."""
     signalled(11, signal.SIGINT)
@@ -76,6 +77,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once_with_130(child, signalled, tmp_pat
     assert newest is not None and newest.step in (8, 11) and not defects
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_is_deleted_says_so_and_ends_with_1(launch, monkeypatch, tmp_path, capsys):
     """FAULTS 87."""
     calls = []
@@ -92,6 +94,7 @@ def test_a_run_whose_folder_is_deleted_says_so_and_ends_with_1(launch, monkeypat
     assert str(tmp_path / "gone") in error and "Traceback" not in error and not list(tmp_path.glob("gone/*/*"))
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_interrupts_nothing(launch, signalled):
     signalled(20, signal.SIGTERM)
     folder = launch()

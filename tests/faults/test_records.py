@@ -39,6 +39,7 @@ def test_a_run_whose_summary_is_damaged_goes_on_and_names_it(launch, interrupted
     assert read_summary(folder)["status"] == "finished" and weights(folder) == weights(once(*STEPS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "meta",
     [

@@ -1,6 +1,7 @@
 import ast
 from pathlib import Path
 
+import pytest
 from faults.rows import COMPLAINTS, FAULTS, TESTS, page
 
 HERE = Path(__file__).parents[1]
@@ -11,6 +12,7 @@ def test_every_fault_has_a_test():
     assert list(TESTS) == list(FAULTS)
 
 
+@pytest.mark.slow
 def test_every_test_that_is_named_is_there():
     named = {name for names in (*TESTS.values(), *COMPLAINTS.values()) for name in names}
     there = {

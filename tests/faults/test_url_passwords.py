@@ -57,6 +57,7 @@ def test_a_run_reads_with_the_secret_and_stores_none(server, tmp_path, capfd, ki
     assert SECRET not in shown.out + shown.err and leaks(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_errors_do_not_show_it_whether_it_is_refused_or_the_command_is_wrong(server, tmp_path, capfd, monkeypatch):
     other = "hunter3"
     wrong = urls(server)[0].replace(SECRET, other)

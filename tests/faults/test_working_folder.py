@@ -42,6 +42,7 @@ def test_a_process_and_those_that_it_starts_import_none_of_them(hostile):
     assert hostile.read_text().startswith("queue "), "as Python starts without them"
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_python_m_kleiber_removes_the_folder_before_it_imports(hostile):
     subprocess.run([sys.executable, "-m", "kleiber", "--version"], check=True, stdout=subprocess.DEVNULL)

@@ -26,6 +26,7 @@ def alike(groups: int, seeds: int) -> np.ndarray:
     return np.array([np.roll(row, at) + 0.3 * at for at in range(groups)])
 
 
+@pytest.mark.slow
 def test_equal_variances_give_dunnetts_intervals():
     table = alike(8, 3)
     _, result, widths = family(table)

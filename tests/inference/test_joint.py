@@ -45,6 +45,7 @@ def test_many_arms_against_one_have_dunnetts_p_values(seeds):
     assert adjusted == pytest.approx(result.pvalue, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("groups", "df"), [(3, 6), (5, 20)])
 def test_all_pairs_have_tukeys_quantile_though_their_correlation_is_singular(groups, df):
     pairs = [(i, j) for i in range(groups) for j in range(i)]
@@ -63,6 +64,7 @@ def test_contrasts_that_hardly_differ_are_one():
     assert level_of_each(close, 8, 0.9) == pytest.approx(0.9, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_levels_lie_between_those_of_one_contrast_and_bonferronis_and_are_reproducible():
     level_of_each.__globals__["_level_of_each"].cache_clear()
     first = level_of_each(many_to_one(6), 14, 0.9)

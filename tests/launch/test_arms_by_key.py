@@ -19,6 +19,7 @@ def folders(tmp_path):
     return [str(tmp_path / "a"), str(tmp_path / "b")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "code"), [(1, 0), (-1, 5)])
 def test_folders_are_compared_in_the_order_in_which_they_are_named(folders, tmp_path, capsys, order, code):
     out = tmp_path / "decision.json"
@@ -28,12 +29,14 @@ def test_folders_are_compared_in_the_order_in_which_they_are_named(folders, tmp_
     assert abs(written["estimates"][0]["value"]) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_the_values_of_any_key_are_arms(folders, capsys):
     assert main(["compare", *folders, "--arm", "optimizer.lr"]) == 3  # one rate an arm: not tuned
     out = capsys.readouterr().out
     assert "lr=0.01 " in out and "--sort loss" in out
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_rate_and_seed_alone_are_said_to(tmp_path, capsys):
     write(tmp_path / "a", STUDY, None, 3.0)
     write(tmp_path / "b", STUDY, None, 2.9)
@@ -42,6 +45,7 @@ def test_runs_that_differ_in_rate_and_seed_alone_are_said_to(tmp_path, capsys):
     assert "seed" in error and "no key" not in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -86,6 +90,7 @@ def set_in_runs(folder, node, **values):
         path.write_text(yaml.safe_dump(config))
 
 
+@pytest.mark.slow
 def test_arms_that_differ_in_other_keys_have_these_named_and_are_refused_on_other_texts(folders, tmp_path, capsys):
     for name, depth in (("a", 2), ("b", 3)):
         set_in_runs(tmp_path / name, "model", depth=depth, mlp={"hidden": 64 * depth})
@@ -98,6 +103,7 @@ def test_arms_that_differ_in_other_keys_have_these_named_and_are_refused_on_othe
     assert main(["compare", *folders, "--arm", "data.domain"]) == 0
 
 
+@pytest.mark.slow
 def test_an_arm_whose_runs_differ_in_another_key_is_refused_with_the_key(folders, tmp_path, capsys):
     """One of the arms would be two, and the difference that of what they are mixed with."""
     for number, config in enumerate(sorted((tmp_path / "a").glob("*/config.yaml"))):
@@ -108,6 +114,7 @@ def test_an_arm_whose_runs_differ_in_another_key_is_refused_with_the_key(folders
     assert "batch.tokens" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_key_that_a_run_leaves_out_has_its_default(folders, tmp_path, capsys):
     """Runs that set the default are of one arm with those that leave it out."""
     full = {"_target_": "kleiber.nn.FullAttention"}
@@ -123,6 +130,7 @@ def test_a_key_that_a_run_leaves_out_has_its_default(folders, tmp_path, capsys):
     assert "QK norm=True has a lower loss than QK norm=False" in capsys.readouterr().out.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_choices_of_a_group_are_arms_and_a_misspelt_key_is_refused(folders, tmp_path, capsys):
     for name, overrides in (("a", []), ("b", ["model=moe", "model.depth=2"])):
         set_in_runs(tmp_path / name, "model", mlp={"hidden": 64 * len(name + "".join(overrides))})
@@ -135,6 +143,7 @@ def test_choices_of_a_group_are_arms_and_a_misspelt_key_is_refused(folders, tmp_
     assert "model.depth" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("better", "sign"), [("lower", ""), ("higher", "-")])
 def test_an_option_tells_which_value_of_a_measure_is_better(folders, capsys, better, sign):
     for folder in folders:

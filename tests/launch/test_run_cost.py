@@ -82,6 +82,7 @@ def test_the_share_of_a_core_is_cpu_time_over_wall_time(tmp_path):
     assert core_share(tmp_path / "missing", {"trainer": {"accelerator": "gpu"}}) == 1.0
 
 
+@pytest.mark.slow
 def test_counts_equal_the_summary_of_the_run_and_its_speed_is_measured(launch, tmp_path):
     run = launch("trainer.max_steps=4", "callbacks.samples=null", "eval.every_steps=0")
     config = read_config(run)

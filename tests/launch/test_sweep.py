@@ -22,6 +22,7 @@ def test_other_cells_run_after_a_failure_and_a_second_start_runs_the_missing_cel
     assert main([*SWEEP, "seed=0,2,3"]) == 0
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_refused_before_its_first_step_leaves_nothing(seeds, tmp_path, monkeypatch, capsys):
     def refuse(config, folder, overrides):
         if config["seed"] != 2:
@@ -36,6 +37,7 @@ def test_a_cell_that_is_refused_before_its_first_step_leaves_nothing(seeds, tmp_
     assert [run.config["seed"] for run in read_runs(tmp_path / "root")] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_a_cell_that_another_process_runs_is_left_to_it_and_the_others_run(seeds, tmp_path, capsys, resume):
     assert main([*SWEEP, "seed=1"]) == 4
@@ -49,6 +51,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it_and_the_others_run(seeds
     assert seeds == [3] and f"in use by other processes and are not started: {live.name}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_callbacks_that_finished_cells_do_not_get_are_named_once(seeds, capsys):
     assert main([*SWEEP, "seed=0,2"]) == 0
     assert main([*SWEEP, "seed=0,2", "callbacks.samples=null"]) == 0 and seeds == [0, 2]
@@ -71,12 +74,14 @@ def test_cells_are_refused_before_any_of_them_runs(seeds, capsys):
     assert seeds == []
 
 
+@pytest.mark.slow
 def test_two_cells_that_are_the_same_run_run_once_with_a_message(seeds, capsys):
     assert main([*SWEEP, "seed=0", "logger=csv,wandb"]) == 0
     assert seeds == [0]
     assert "logger=wandb" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_cells_that_differ_only_in_devices_are_the_same_run(seeds, capsys):
     """FAULTS 15: the number of devices is no part of a run's identity."""
     assert main([*SWEEP, "seed=0", "trainer=ddp", "trainer.devices=1,2"]) == 0
@@ -114,6 +119,7 @@ def test_a_config_file_can_start_a_sweep(seeds, tmp_path):
     assert seeds == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_config_file_can_choose_the_launcher(seeds, tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     text = "# @package _global_\ndefaults: [override /launcher: basic]\nname: asked\n"

@@ -84,6 +84,7 @@ def rewrite(file: Path, rows) -> None:
     archive.append(file, rows)
 
 
+@pytest.mark.slow
 def test_finished_runs_of_a_moved_study_are_not_trained_again(trained, study, moved, tmp_path, capsys):
     assert sweep(tmp_path) == 0
     assert trained == [] and "runs.jsonl.gz" in capsys.readouterr().out
@@ -102,6 +103,7 @@ def test_the_base_of_a_missing_cell_is_trained_again(trained, moved, tmp_path):
     assert [run.status for run in read_runs(moved)] == ["finished"] * 3
 
 
+@pytest.mark.slow
 def test_an_archived_base_copies_nothing_elsewhere_unless_the_sweep_does(trained, moved, tmp_path, capsys):
     victim = f"file://{tmp_path}/victim"
     rows = archive.read(moved / archive.NAME)
@@ -113,6 +115,7 @@ def test_an_archived_base_copies_nothing_elsewhere_unless_the_sweep_does(trained
     assert sweep(tmp_path, f"callbacks.checkpoints.remote='{victim}'") == 0 and len(trained) == 3
 
 
+@pytest.mark.slow
 def test_cells_may_read_the_data_of_the_other_cells_of_their_sweep(trained, tmp_path):
     """A fine-tune measures what it forgets on the data of its start point, in a process that gets its config alone."""
     urls = ["http://host/a.txt", "http://host/b.txt"]

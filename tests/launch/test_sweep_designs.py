@@ -20,6 +20,7 @@ def test_a_design_is_multiplied_by_the_sweep_whose_keys_take_precedence(seeds, t
     assert not [run.name for run in read_runs(tmp_path / "root" / "first") if run.name.count("seed") > 1]
 
 
+@pytest.mark.slow
 def test_a_study_starts_a_sweep_and_is_reported_at_the_end(seeds, tmp_path, monkeypatch):
     reports = []
     monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *arguments: reports.append(arguments) or 0)
@@ -83,6 +84,7 @@ def test_a_dry_run_of_a_continual_study_predicts_no_interval(priced, capsys):
     assert "interval" not in capsys.readouterr().out and len(priced) == 12 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dry", ["true", "false"])
 def test_a_design_that_cannot_determine_its_law_is_refused_before_anything_is_trained(
     seeds, priced, tmp_path, capsys, dry
@@ -102,6 +104,7 @@ def test_finished_runs_count_as_points_of_the_law(seeds, monkeypatch):
     assert main([*study, "design.widths=[96]"]) == 0 and len(seeds) == 4
 
 
+@pytest.mark.slow
 def test_a_study_that_answers_more_than_its_law_only_warns(seeds, priced, capsys):
     assert main(["study=moe_law", "design.widths=[32]", "dry_run=true"]) == 0
     assert "study=moe_law: " in capsys.readouterr().out

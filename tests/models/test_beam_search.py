@@ -55,6 +55,7 @@ def test_a_continuation_ends_where_it_is_told_to():
     assert expected != slow_search(model, [3, 4], 6, 3, 1.0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_prompts_whose_search_ends_at_once_leave_the_others_as_they_are():
     model, prompts = build(), [[3, 4], [5, 1], [7, 2], [8, 9]]
@@ -77,6 +78,7 @@ def test_one_beam_is_greedy():
     assert beam_search(model, prompts, None, 6, EOS, 1) == cut
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_more_beams_are_rarely_less_probable_than_fewer():
     model, prompts = build(), torch.randint(40, (40, 3))

@@ -167,6 +167,7 @@ def test_draws_decide_each_row_alone_and_follow_the_distribution():
     assert ends.tolist() == [1, 1], "a token of probability 0 is never drawn"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampled", [False, True])
 def test_continuations_are_those_of_each_prompt_alone_up_to_the_end_of_text(sampled):
     model, prompts = build(), [[1, 2, 3], [4], [5, 6, 7, 8, 9]]

@@ -93,6 +93,7 @@ def test_packed_and_padded_rows_are_read_as_each_alone(case):
             torch.testing.assert_close(hidden[real], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generated_text_is_that_of_reading_all_anew(beams):

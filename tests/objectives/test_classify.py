@@ -208,6 +208,7 @@ def test_a_scorer_sees_every_sample_once_in_one_order_whoever_scored_it(monkeypa
     assert whole.report()[0].name == "c0" and int(whole.confusion().sum()) == 9  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_first_token_says() -> None:
     torch.manual_seed(0)
     objective = Classify(corpus(), "class-token")

@@ -66,6 +66,7 @@ def test_it_begins_at_ln_2(corpus, tmp_path, noise) -> None:
         assert loss.tokens == len(samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss_name", "noise"), [("sigmoid", 0.0), ("sigmoid", 0.1), ("ipo", 0.0), ("ipo", 0.2)])
 def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, tmp_path, loss_name, noise) -> None:
     objective, old, net = DPO(corpus, beta=0.3, loss=loss_name, noise=noise), model(0), model(1)

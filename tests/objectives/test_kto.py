@@ -62,6 +62,7 @@ def test_it_begins_at_half_the_weight(corpus, tmp_path) -> None:
         assert loss.total.item() == pytest.approx(wanted, abs=1e-5) and loss.tokens == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("far", [False, True])
 def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, tmp_path, far) -> None:
     """Whether the model has come to like the mismatched answers more, or (z = 0) less."""
@@ -90,6 +91,7 @@ def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, tmp_path, far
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_signs_of_the_point_are_met(corpus) -> None:
     """By the models of the test above: without the bound at 0 it would see no difference."""
     batch = corpus.train.gather(np.arange(6))
@@ -98,6 +100,7 @@ def test_both_signs_of_the_point_are_met(corpus) -> None:
     assert min(found) < 0 < max(found)
 
 
+@pytest.mark.slow
 def test_any_split_into_micro_batches_and_ranks_gives_the_same_sum(corpus, tmp_path, monkeypatch) -> None:
     objective, net = KTO(corpus), model(1)
     objective.begin(model(0), corpus, tmp_path / "stage")

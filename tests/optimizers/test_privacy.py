@@ -13,6 +13,7 @@ from kleiber.optimizers.privacy import DPSGD, PrivateSteps, renyi_bound
 STEPS = PrivateSteps(noise=1.1, clip=1.0, delta=1e-5, rate=0.01, samples=5000)
 
 
+@pytest.mark.slow
 def test_epsilon_is_that_of_the_prv_accountant_after_as_many_steps():
     accountant = PRVAccountant()
     for _ in range(40):

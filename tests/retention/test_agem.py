@@ -74,6 +74,7 @@ def test_the_extra_passes_are_those_over_the_reference_samples():
     assert method.extra_passes(8) == (0, sum(rows) / 8) == (0, 2)
 
 
+@pytest.mark.slow
 def test_reference_samples_are_those_of_its_memory():
     net, method = learned(), AGEM(4000, memory=10 * CONTEXT)
     method.begin_stage(model(), TASKS, 3)

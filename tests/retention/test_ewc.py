@@ -100,6 +100,7 @@ def test_the_penalty_is_zero_at_the_start_and_positive_after():
     assert train(net, NEW, 2, [method], start=1)["ewc"] > 0
 
 
+@pytest.mark.slow
 def test_online_information_decays_and_knows_each_task_once():
     net, method = learned(), EWC(samples=16, gamma=0.5)
     method.begin_stage(net, TASKS, 0)
@@ -113,6 +114,7 @@ def test_online_information_decays_and_knows_each_task_once():
     assert torch.allclose(method.memory["fisher"]["norm.weight"], 0.5 * first + alone)
 
 
+@pytest.mark.slow
 def test_weights_that_were_frozen_before_get_the_information_of_every_earlier_task():
     net, method, middle = learned(), EWC(samples=16), Language(3, 60)
     tasks = [*TASKS, Task("middle", CLM(), middle, middle)]
@@ -132,6 +134,7 @@ def test_weights_that_were_frozen_before_get_the_information_of_every_earlier_ta
     assert all(torch.equal(value, again[name]) for name, value in resumed.memory["fisher"].items())
 
 
+@pytest.mark.slow
 def test_every_task_has_the_weight_one_however_many_are_new_at_once():
     net, samples = learned(), [Language(seed, 20) for seed in (1, 3, 4)]
     tasks = [Task(name, CLM(), text, text) for name, text in zip("abc", samples, strict=True)]

@@ -44,6 +44,7 @@ def saved(value):
 GENERATED = ("replay-generated", "lwf-generated", "lwf-new")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in GENERATED)) for n in METHODS])
 def test_a_resumed_stage_ends_with_the_same_bits(name):
     net = learned()
@@ -141,6 +142,7 @@ KNOBS = {
 OF_GENERATED = ("replay-tokens", "replay-temperature", "lwf-tokens", "lwf-source")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knob", [pytest.param(n, marks=[pytest.mark.slow] * (n in OF_GENERATED)) for n in KNOBS])
 def test_every_setting_has_an_effect(knob):
     """Beside these, gamma of ewc in test_ewc.py and alphas of wise in test_wise.py."""

@@ -100,6 +100,7 @@ def earlier_rows(method, blocks):
     return [tuple(data.gather(np.array([i]), int(epoch)).tokens[0].tolist()) for i, epoch in rows]
 
 
+@pytest.mark.slow
 def test_a_memory_is_all_that_is_ever_replayed_and_its_fraction_stays():
     whole, bounded = (earlier_rows(Replay(0.2, memory=memory), 40) for memory in (None, 12 * CONTEXT))
     assert len(bounded) == len(whole) == 160

@@ -46,6 +46,7 @@ def test_the_banner_names_the_stages_whose_validations_differ(launch, capsys):
     assert lines["validation of two"].startswith("every step, on ")
 
 
+@pytest.mark.slow
 def test_the_command_that_the_banner_prints_resumes_the_run(launch, capsys, monkeypatch):
     import shlex
 

@@ -40,6 +40,7 @@ def same_logits(run: Path, folder: Path, text: str = TEXT) -> None:
     assert float(logits.std()) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -121,6 +122,7 @@ def test_chat_template_and_generation_settings_are_imported_and_exported(shared,
         assert json.loads((tmp_path / name / "generation_config.json").read_text()) == settings
 
 
+@pytest.mark.slow
 def test_conversations_are_exported_with_the_template_they_were_trained_in(launch, tmp_path):
     run, out = launch("objective=sft", "data=instruct", f"data.path={INSTRUCT}", "budget.steps=1"), tmp_path / "out"
     assert main(["export", str(run), str(out)]) == 0
@@ -261,6 +263,7 @@ def test_a_folder_that_cannot_be_imported_leaves_no_run(shared, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_imported_only_if_asked(shared, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 

@@ -105,6 +105,7 @@ def test_a_rate_that_is_set_does_not_change(completed, folder, tmp_path):
     assert complete_config(mine, ["experiment=mine", *imported])["optimizer"]["lr"] == 0.005
 
 
+@pytest.mark.slow
 def test_a_run_trains_at_the_rate_that_it_records(launch, capsys):
     run = launch(STANDARD, "model.width=96", "trainer.max_steps=2", "callbacks.samples=null")
     assert "optimizer.lr=0.0031" in capsys.readouterr().err
@@ -127,6 +128,7 @@ def test_an_imported_model_does_not_forget_at_its_default_rate(shared, launch, m
     assert stage["lr"] == 5.5e-4 and after < before + 0.05
 
 
+@pytest.mark.slow
 def test_a_separator_is_inherited_with_the_tokenizer(launch, shared, completed):
     llama = f"data.tokenizer={shared}/data/models/stories260K"
     run = launch("trainer.max_steps=2", "callbacks.samples=null", llama, "data.separator=eos")

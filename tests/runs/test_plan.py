@@ -96,6 +96,7 @@ def test_a_budget_of_flops_counts_what_a_stage_with_an_adapter_trains(cache_dir)
     assert not any(parameter.is_meta for parameter in second.plan.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "freeze"])
 def test_the_planned_flops_of_a_hugging_face_model_are_those_of_what_its_adapter_trains(adapter):
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 96}

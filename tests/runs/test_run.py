@@ -53,6 +53,7 @@ def test_a_run_writes_all_its_files_and_its_loss_falls(launch, model, capsys):
     assert "arning:" not in out.out + out.err
 
 
+@pytest.mark.slow
 def test_a_repeated_command_prints_the_table_of_the_finished_run(launch, capsys):
     folder = launch("model=gpt")
     written = (folder / "summary.json").read_text()
@@ -62,6 +63,7 @@ def test_a_repeated_command_prints_the_table_of_the_finished_run(launch, capsys)
     assert "bits per byte" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_seeds_are_two_runs(launch):
     options = ["callbacks.log.every=1", "trainer.max_steps=3"]
     first, second = launch("seed=0", *options), launch("seed=1", *options)

@@ -225,6 +225,7 @@ def test_retention_memory_of_a_stage_with_an_adapter_is_about_its_own_parameters
     assert float(mean) == pytest.approx(1, rel=1e-4), "of this stage's parameters alone"
 
 
+@pytest.mark.slow
 def test_a_damaged_start_is_refused_in_one_line(launch, tmp_path, capsys):
     base = launch("trainer.max_steps=2", root="base")
     for file in base.glob("stages/main/checkpoints/*/model.safetensors"):

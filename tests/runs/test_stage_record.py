@@ -26,6 +26,7 @@ class Rows(Samples):
         return self.count
 
 
+@pytest.mark.slow
 def test_tokens_samples_and_flops_follow_from_the_steps(once):
     folder = once()
     stage = json.loads((folder / "summary.json").read_text())["stages"][0]

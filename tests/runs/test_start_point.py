@@ -52,6 +52,7 @@ def fake_corpus(**texts: Rows):
     return SimpleNamespace(name="fake", hash="fake/1", tokenizer=Bytes(), train=None, validation=texts)
 
 
+@pytest.mark.slow
 def test_an_upcycled_run_has_new_routers_and_the_weights_of_the_dense_run(tmp_path):
     dense = trained_run(tmp_path / "dense", DENSE, FREEZE)
     init = {"_target_": "kleiber.runs.Upcycle", "path": str(dense)}

@@ -41,6 +41,7 @@ def test_a_gap_that_changes_its_sign_has_its_crossing_in_the_interval(tmp_path):
     assert overall(found.claims) == "contradicted" and found.tables["Predicted gap"][0]["sign"] == "better"
 
 
+@pytest.mark.slow
 def test_rates_at_the_edge_and_unfinished_runs_are_not_tested(tmp_path):
     found = Ablation().analyze(write(tmp_path, best=0.2))
     assert overall(found.claims) == "not tested" and "untuned" in {row["code"] for row in found.caveats}

@@ -27,6 +27,7 @@ def runs(tmp_path_factory):
     return read_runs(folder)
 
 
+@pytest.mark.slow
 def test_each_attention_changes_the_loss_by_what_was_planted(runs):
     findings = declared("context").analyze(runs)
     for attention, value in (("full attention", -0.4), ("a window", -0.16), ("no attention", 0.0)):

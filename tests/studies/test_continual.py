@@ -20,6 +20,7 @@ def decisions(record):
     return {result.claim.measure: str(result.decision) for result in record["claims"]}
 
 
+@pytest.mark.slow
 def test_methods_are_compared_within_order_and_seed(study):  # noqa: F811
     record = Continual().compare(read_runs(study))
     gaps = {(gap["method"], gap["metric"]): gap for gap in record["gaps"]}
@@ -57,6 +58,7 @@ def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_part_of_the_runs_is_told_as_such(tmp_path):
     write_sequence(tmp_path / "s", again=False)
     findings = Continual().analyze(read_runs(tmp_path / "s"))
@@ -122,6 +124,7 @@ def test_sequences_over_other_tasks_are_left_out_by_name(study, tmp_path):  # no
     assert caveat["text"].endswith(folder.name) and findings.answer == Continual().analyze(read_runs(study)).answer
 
 
+@pytest.mark.slow
 def test_a_rate_of_a_task_does_not_part_the_orders(tmp_path):
     write_study(tmp_path / "s")
     for folder in (tmp_path / "s").glob("scratch-*-*-?"):

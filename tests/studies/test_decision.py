@@ -94,6 +94,7 @@ def test_the_seeds_that_are_said_to_be_needed_are_the_fewest_that_decide():
     assert more_seeds_needed(replace(estimate, value=0.0), spread, criterion, 0.9) is None
 
 
+@pytest.mark.slow
 def test_equal_arms_are_told_apart_no_more_often_than_stated_however_often_one_looks():
     """A quick version of benchmarks/false_winners.py: paired seeds, a look after each of 3, 4, ... 7 seeds."""
     rng = np.random.default_rng(0)

@@ -20,6 +20,7 @@ def record(tmp_path_factory):
     return Forgetting(**OPTIONS).compare(read_runs(home))
 
 
+@pytest.mark.slow
 def test_loads_have_a_row_for_each_text_layer_and_arm_with_experts(record):
     rows = {(row["arm"], row["text"], row["distance"], row["layer"]): row for row in record["loads"]}
     entry = rows[label(FROZEN), "docs", "before to after", 1]

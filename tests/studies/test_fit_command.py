@@ -85,6 +85,7 @@ def test_by_fits_each_group(csv, tmp_path):
     assert lost.exit_code == 2 and "add set=VALUE, one of a, b" in lost.output
 
 
+@pytest.mark.slow
 def test_an_unidentified_fit_exits_3_and_says_so(csv):
     done = fit(csv, "--where", "params > 9e7 and params < 4e8")
     assert done.exit_code == 3 and "not identified" in done.output
@@ -267,6 +268,7 @@ def test_without_draws_nothing_is_covered_and_nothing_missed(fitted):
     assert record["backtests"] and all(test["coverage"] is None for test in record["backtests"])
 
 
+@pytest.mark.slow
 def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path, monkeypatch):
     monkeypatch.setattr(law, "LAWS", dict(law.LAWS))  # which the file enters itself into
     law_file = tmp_path / "mine.py"

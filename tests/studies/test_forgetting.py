@@ -73,6 +73,7 @@ def test_the_intervals_of_all_claims_of_a_study_hold_at_once(study, record):
     assert widths[0] < widths[1] and widths[2] < widths[3]
 
 
+@pytest.mark.slow
 def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
     write_study(tmp_path / "s", seeds=2)
     for seed in range(2):
@@ -83,6 +84,7 @@ def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
     assert result[-1]["method"] == "l2sp" and result[-1]["reached"] == 0
 
 
+@pytest.mark.slow
 def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     write_study(tmp_path / "s", seeds=1)
     findings = Forgetting().analyze(read_runs(tmp_path / "s"))
@@ -138,6 +140,7 @@ def test_an_option_that_is_no_choice_is_refused_by_its_key(options, offending):
         Forgetting(**options)
 
 
+@pytest.mark.slow
 def test_claims_ask_about_the_arms_that_they_name(study):
     """Whoever the reference is: a claim of two arms is minus that of the arms exchanged."""
     claims = [
@@ -150,6 +153,7 @@ def test_claims_ask_about_the_arms_that_they_name(study):
     assert first.estimate.lo == pytest.approx(-second.estimate.hi)
 
 
+@pytest.mark.slow
 def test_a_claim_about_an_arm_that_nobody_trained_is_not_tested(study):
     record = Forgetting(claims=[{"arm": "l3sp", "against": "none", "equal": "target_loss"}]).compare(read_runs(study))
     (result,) = record["between_arms"]

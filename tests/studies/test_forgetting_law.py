@@ -155,6 +155,7 @@ def test_decades_beyond_the_runs_are_not_told(record):
     assert "decades" in critical_at(record, at={"N": 7e9, "D": 1e10})["why_not"]
 
 
+@pytest.mark.slow
 def test_too_few_runs_for_a_law_leave_a_report(tmp_path, capsys):
     write_grid(tmp_path / "s", shares=(0.0, 0.05), sizes=SIZES[:1], ratios=RATIOS[:1], seeds=1)
     for folder in (tmp_path / "s").iterdir():

@@ -23,6 +23,7 @@ def record(study):
     return Forgetting(**OPTIONS).compare(read_runs(study))
 
 
+@pytest.mark.slow
 def test_every_arm_is_read_off_at_a_loss_that_all_of_them_reach(record):
     dense = START["code"] - 1.0  # at the largest rate, where it learns best
     assert record["matched"][0]["at"] == pytest.approx(1.02 * dense, abs=0.01)
@@ -40,12 +41,14 @@ def test_the_questions_are_answered_with_intervals(record):
     assert load.decision == "supported"
 
 
+@pytest.mark.slow
 def test_a_mixture_that_forgets_more_is_said_to(tmp_path):
     write_study(tmp_path / "s", less=-0.6)
     record = Forgetting(**OPTIONS).compare(read_runs(tmp_path / "s"))
     assert record["between_arms"][0].decision == "contradicted" and "contradicted" in headline(record)
 
 
+@pytest.mark.slow
 def test_a_part_of_the_runs_says_what_it_cannot(tmp_path):
     write_study(tmp_path / "s", seeds=1, arms=(DENSE,))
     findings = Forgetting(**OPTIONS).analyze(read_runs(tmp_path / "s"))

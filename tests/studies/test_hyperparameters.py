@@ -169,6 +169,7 @@ def test_a_size_whose_batches_are_all_at_an_edge_has_no_critical_batch():
     assert rows == [] and "do not determine" in verdict["text"]
 
 
+@pytest.mark.slow
 def test_two_numbers_of_tokens_determine_how_the_critical_batch_grows_unless_losses_are_few():
     exact = [0.02 * (batch / 1024) ** 0.5 for batch in BATCHES]  # the best rate of each batch is in the grid
     rates = [min(exact) / 2, *exact, max(exact) * 2]

@@ -128,6 +128,7 @@ def test_a_report_of_150_runs_with_many_rows_is_written_only_where_it_was_asked_
     assert sorted((tmp_path / "sweep").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_single_run_has_a_report_with_figures(tmp_path):
     folder = write(tmp_path / "run")
     assert main(["report", str(folder)]) == 0

@@ -192,6 +192,7 @@ def test_a_claim_about_another_measure_or_about_no_group_is_refused():
         panel({"of": {"arm": "new"}}, {"against": {"arm": "new"}})
 
 
+@pytest.mark.slow
 def test_a_wrong_declaration_ends_a_command_with_exit_code_2(tmp_path, capsys):
     from kleiber.launch.main import main
 

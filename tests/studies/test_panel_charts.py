@@ -47,6 +47,7 @@ def datasets(chart):
     return [row for rows in chart["datasets"].values() for row in rows]
 
 
+@pytest.mark.slow
 def test_estimates_have_a_panel_for_each_measure_and_a_line_for_each_cell(runs):
     every = {**SHOWN, "form": "estimates", "series": "arm", "line": ["arm", "size"]}
     figures = charts(
@@ -60,6 +61,7 @@ def test_estimates_have_a_panel_for_each_measure_and_a_line_for_each_cell(runs):
     assert {row["name"] for row in named} >= {"base, 32", "new, 128"}
 
 
+@pytest.mark.slow
 def test_lines_are_named_at_their_ends_and_reach_the_reference(runs):
     lines = {**SHOWN, "form": "lines", "x": "size", "measures": "loss", "series": "arm"}
     figures = charts(runs, {**lines, "name": "one"}, {**lines, "name": "runs", "runs": True})
@@ -87,6 +89,7 @@ def test_lines_begin_at_a_level_and_have_a_panel_and_a_dash_for_others(runs):
     assert {row["dash"] for row in datasets(dashed) if "dash" in row} == {"base", "plain", "new"}
 
 
+@pytest.mark.slow
 def test_a_series_has_one_color_in_all_figures(runs):
     estimates = {**SHOWN, "name": "a", "form": "estimates", "series": "arm", "measures": "loss"}
     lines = {**SHOWN, "name": "b", "form": "lines", "x": "size", "series": "arm", "measures": "loss",
@@ -99,6 +102,7 @@ def test_a_series_has_one_color_in_all_figures(runs):
     assert set(seen) == {"base", "plain", "new"}
 
 
+@pytest.mark.slow
 def test_a_scatter_has_points_of_runs_a_fitted_line_and_a_path(runs):
     scatter = {**SHOWN, "form": "scatter", "x": "loss", "y": "share", "series": "arm"}
     path = {"table": "Weights", "where": {"arm": "new"}, "x": "at", "y": "at", "order": "weight"}

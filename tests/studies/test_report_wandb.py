@@ -96,6 +96,7 @@ def check_all_arrived(folder):
     assert json.loads((folder / "findings.json").read_text())["not_mirrored"] == []
 
 
+@pytest.mark.slow
 def test_all_of_a_study_arrives(study, capsys):
     assert main(["report", str(study), "--wandb"]) == 0
     check_all_arrived(study)
@@ -138,6 +139,7 @@ def test_a_sweep_mirrors_its_study_when_its_runs_were(study, tmp_path, monkeypat
     check_all_arrived(tmp_path / "t")
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_keeps_no_other_and_is_named(study, monkeypatch, capsys):
     send = mirror.send_image
 

@@ -3,6 +3,7 @@
 import math
 
 import pandas as pd
+import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.designs.search import Search as Design
@@ -10,6 +11,7 @@ from kleiber.studies.search import Search
 from tests.studies.search_runs import KEYS, train
 
 
+@pytest.mark.slow
 def test_every_trial_and_finalist_is_drawn(tmp_path):
     train(tmp_path, Design(KEYS, trials=8, tokens=["100K"], finalists=2, seeds=2))
     found = Search().analyze(read_runs(tmp_path))

@@ -63,6 +63,7 @@ def test_studies_and_runs_become_pages_that_link_to_each_other_alone(tmp_path):
     assert "data:image/svg+xml" in written["results-first.html"] and "harmless" in shown_text(written["index.html"])
 
 
+@pytest.mark.slow
 def test_hostile_names_and_texts_add_no_element(tmp_path):
     for name, text, run in (("plain", "harmless", "plain"), (ODD, HOSTILE, "<script>a")):
         write_study(tmp_path / name / "studies" / name, text)
@@ -127,6 +128,7 @@ def test_what_is_damaged_is_named_and_the_rest_published(tmp_path, capsys):
     assert all(f"not published: {problem}" in printed for problem in record["problems"])
 
 
+@pytest.mark.slow
 def test_folders_of_others_are_refused_and_an_earlier_site_is_replaced(tmp_path, capsys):
     for name in ("first", "second"):
         write_study(tmp_path / "runs" / name)
@@ -155,6 +157,7 @@ def test_a_folder_with_nothing_to_publish_is_refused(tmp_path, capsys):
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_a_study_inside_another_folder_of_runs_stand_on_its_page_alone(tmp_path):
     write_runs(tmp_path, "outer")
     write_study(tmp_path / "study")

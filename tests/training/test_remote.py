@@ -108,6 +108,7 @@ def test_copies_that_were_not_completed_are_removed(remote: Remote, config: dict
     assert [place.split("/")[-2] for place in system.find(there)] == ["other"]
 
 
+@pytest.mark.slow
 def test_the_newest_that_is_valid_here_or_there_counts(remote: Remote, config: dict, tmp_path: Path) -> None:
     """Each of two steps is missing, damaged or intact, here and there."""
     system, there = remote.open()

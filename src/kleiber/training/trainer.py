@@ -198,9 +198,7 @@ class DDP(Local):
             return "auto"
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
         timeout = timedelta(seconds=self.rank_timeout)
-        return DDPStrategy(
-            process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        return DDPStrategy(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
 
     def mesh(self) -> DeviceMesh:
         """All ranks as a line, which they join at the first call."""

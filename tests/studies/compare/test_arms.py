@@ -37,6 +37,7 @@ def arm(name, lrs):
     return Arm(name, {lr: {0: 3.0} for lr in lrs}, lrs[0], "", {})
 
 
+@pytest.mark.slow
 def test_an_arm_is_tuned_with_five_rates_three_seeds_and_its_best_inside(tmp_path):
     write(tmp_path, STUDY, "good", 3.0)
     write(tmp_path, STUDY, "edge", 3.0, best=0.08)
@@ -225,6 +226,7 @@ def test_a_plan_with_another_number_of_seeds_is_a_look_unless_it_had_too_few_to_
     assert (not_ready(runs, 1) == "") is (looks == 1) and not_ready(runs, 2) == ""
 
 
+@pytest.mark.slow
 def test_arms_of_plans_with_other_numbers_of_seeds_were_looked_at_once(tmp_path):
     write(tmp_path, STUDY, "a", 3.0, seeds=5)
     write(tmp_path, STUDY, "b", 3.0, seeds=3)
@@ -232,6 +234,7 @@ def test_arms_of_plans_with_other_numbers_of_seeds_were_looked_at_once(tmp_path)
     assert not_ready(runs, 1) == ""
 
 
+@pytest.mark.slow
 def test_a_part_of_the_planned_seeds_decides_nothing(tmp_path):
     """study.max_cells leaves no folder of the runs beyond it."""
     write(tmp_path, STUDY, "a", 3.0, seeds=5)

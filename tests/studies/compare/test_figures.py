@@ -33,6 +33,7 @@ def titles(chart):
     return [panel["title"] for panel in chart.to_dict()["concat"]]
 
 
+@pytest.mark.slow
 def test_arms_whose_measures_do_not_compare_are_drawn_in_panels_with_own_scales():
     arms = {**ARMS, "high_loss": replace(ARMS["plain"], name="high_loss", values_by_rate={0.01: {0: 50.0, 1: 51.0}})}
     panels = {"plain": "next tokens", "changed": "next tokens", "high_loss": "masked tokens"}

@@ -37,6 +37,7 @@ def compared(rows, reference="none", equal="reference"):
     return frontier.EqualTarget(rows, reference, equal, 0.02)
 
 
+@pytest.mark.slow
 def test_what_the_runs_of_a_seed_share_changes_no_difference_between_methods(study):
     rows = outcomes.outcomes(read_runs(study))
     moved = shifted(rows, {0: 0.0, 1: 0.3, 2: -0.2})
@@ -137,6 +138,7 @@ def test_several_bases_of_one_seed_are_refused(tmp_path):
         Forgetting().compare(read_runs(tmp_path / "s"))
 
 
+@pytest.mark.slow
 def test_a_frontier_that_ends_before_the_target_bounds_f(study):
     rows = outcomes.outcomes(read_runs(study))
     assert Forgetting().compare(read_runs(study))["complaints"] == []

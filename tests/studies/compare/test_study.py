@@ -108,6 +108,7 @@ def test_arms_are_tuned_in_the_direction_of_the_measure(tmp_path, measure, claim
     assert (claim["decision"], claim["direction"]) == ("supported", "lower")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["loss", "val/docs/accuracy"])
 def test_the_claim_is_about_the_first_two_arms_of_the_design_also_where_the_first_has_no_value(tmp_path, measure):
     """All runs of the first arm diverged, or lack the measure."""
@@ -122,6 +123,7 @@ def test_the_claim_is_about_the_first_two_arms_of_the_design_also_where_the_firs
     assert claim["decision"] == "not tested" and "first" in claim["why"] and measure in claim["why"]
 
 
+@pytest.mark.slow
 def test_an_undecided_claim_tells_how_many_seeds_would_decide_it(tmp_path):
     runs = two(tmp_path)
     for run in runs:
@@ -293,6 +295,7 @@ def test_figures_and_tables_name_the_measure_that_is_compared(tmp_path):
         assert "ccuracy on docs" in text and "nats" not in text
 
 
+@pytest.mark.slow
 def test_keys_tell_arms_apart_and_than_compares_their_differences(tmp_path):
     """The change is worth 0.3 at width 64 and 0.1 at width 32."""
     for width, gap in ((32, -0.1), (64, -0.3)):

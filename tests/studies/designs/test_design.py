@@ -36,6 +36,7 @@ def number(level):
     return prod(len(as_list(value)) for value in level.values.values())
 
 
+@pytest.mark.slow
 @given(factor("x"), factor("y"), factor("z"))
 def test_every_level_meets_every_level_of_the_other_factors_whatever_varies_slowest(x, y, z):
     cells = combine(x, y, z)
@@ -44,6 +45,7 @@ def test_every_level_meets_every_level_of_the_other_factors_whatever_varies_slow
     assert by_line[0] == by_line[1] == by_line[2] == Counter(map(tuple, cells))
 
 
+@pytest.mark.slow
 @given(factor("x"), factor("y"))
 def test_overrides_stand_in_the_order_of_the_factors_and_slow_factors_come_one_level_after_another(x, y):
     for slow, blocks in ((0, [combine([level], y) for level in x]), (1, [combine(x, [level]) for level in y])):

@@ -42,6 +42,7 @@ def test_the_parameters_lie_in_their_intervals_and_near_the_law(record):
     assert record["residual_rms"] == pytest.approx(0.002, rel=0.6)
 
 
+@pytest.mark.slow
 def test_a_brief_record_has_the_same_estimates(record):
     short = fit_briefly(table(), LAW, Options(bootstrap=60))
     assert short.keys() == {"n", "params", "derived"}

@@ -51,6 +51,7 @@ def test_a_table_without_compute_is_cut_along_its_sizes():
         backtests(model, [1e30])
 
 
+@pytest.mark.slow
 def test_a_true_law_beats_the_naive_and_has_no_bias():
     fit_result, _ = fitted()
     tests, _ = backtests(fit_result, [1e19, 5e19], draws=100)
@@ -114,6 +115,7 @@ def test_points_of_equal_compute_to_a_percent_are_one_rung():
     np.testing.assert_allclose(guess["line"], 3 * np.r_[C[6:], 1.003 * C[6:]] ** -0.1, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_each_holdout_leaves_out_what_it_says():
     fit_result, C = fitted()
     N = fit_result.fit.problem.inputs["N"]

@@ -88,6 +88,7 @@ def rows_of(tree):
     return left & right if tree[1].lower().startswith("and") else left | right
 
 
+@pytest.mark.slow
 @given(TREES)
 def test_parts_are_combined_as_their_masks_are(tree):
     assert (keep(TABLE, written(tree)) == rows_of(tree)).all()

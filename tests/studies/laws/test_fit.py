@@ -32,6 +32,7 @@ def test_random_laws_are_recovered(count):
         assert noisy.predict(at)[0] == pytest.approx(ladders.loss(2e10, 6e11, **truth), rel=0.01), truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_fn", ["huber", "squared", "lad"])
 def test_no_other_start_finds_a_lower_objective(loss_fn):
     """Nelder-Mead from the truth, restarted: an optimiser that shares nothing with ours must not do better."""

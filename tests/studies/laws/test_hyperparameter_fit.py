@@ -39,6 +39,7 @@ def test_planted_laws_are_recovered_in_two_steps_and_jointly():
     assert (joint.lo[PLACES] < joint.values[PLACES]).all() and (joint.values[PLACES] < joint.hi[PLACES]).all()
 
 
+@pytest.mark.slow
 def test_intervals_cover_planted_exponents_in_twenty_tables():
     assert covered(20, sizes=[1e7, 3e7, 1e8], rates=7, batches=5).mean() >= 0.75
 

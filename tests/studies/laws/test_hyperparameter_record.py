@@ -30,6 +30,7 @@ def law(table):
     return fit(table, "hyperparameter", map=ROLES, bootstrap=100, predict=[{"N": 1e9, "D": 1e11}])
 
 
+@pytest.mark.slow
 def test_the_record_is_valid_and_has_the_planted_exponents(law):
     jsonschema.validate(json.loads(json.dumps(law.record)), json.loads(SCHEMA.read_text()))
     assert {name: value["value"] for name, value in law.derived.items()} == pytest.approx(EXPONENTS, abs=0.06)
@@ -40,6 +41,7 @@ def test_the_record_is_valid_and_has_the_planted_exponents(law):
     assert 0 <= size["mare"] < 0.004 and size["naive"]["unchanged"] > size["mare"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_function_returns_and_predicts_from_it(law, table, tmp_path, capsys):
     table.to_csv(tmp_path / "runs.csv", index=False)
     command = ["fit", str(tmp_path / "runs.csv"), "--law", "hyperparameter", "--map", MAP, "--bootstrap", "100"]
@@ -147,6 +149,7 @@ def test_a_weight_decay_of_zero_is_refused_by_its_row(table):
         fit(table.assign(decay=0.0), "hyperparameter", map=ROLES, bootstrap=0)
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_has_its_rates_and_batches_in_its_own_columns(tmp_path):
     few = sweep(sizes=[1e7, 3e7, 1e8], ratios=[10, 80], rates=5, batches=4, noise=0.0)
     for number, row in enumerate(few.itertuples()):

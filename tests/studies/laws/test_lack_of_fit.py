@@ -43,6 +43,7 @@ def p_values(test):
     return {stratum.name: stratum.p_value for stratum in test.strata}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, statistic, p_value", [("golden", 60.8, 3.8e-6), ("results/golden_tuned", 103, 4.9e-7)])
 def test_slopes_of_recorded_trunks_differ_by_size(name, statistic, p_value):
     """The figures of an independent one-way analysis of the slopes of the 14 trunks of both recorded ladders."""
@@ -72,6 +73,7 @@ def test_a_misfit_of_sizes_is_found_in_the_means_of_trunks():
     assert MEANS in [stratum.name for stratum in strata_of(bent).failed]
 
 
+@pytest.mark.slow
 def test_an_exact_law_fits_within_noise():
     assert not any(strata_of(branches(seed=seed)).failed for seed in range(5))
 

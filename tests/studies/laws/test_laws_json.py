@@ -119,6 +119,7 @@ def test_a_flat_parameter_leaves_what_it_moves_unidentified():
     assert entries["beta"]["identified"] and entries["b_opt"]["lo"] is None
 
 
+@pytest.mark.slow
 def test_a_flat_profile_is_found_though_refits_stay_near_the_fit():
     model = alike_sizes(2)
     sample = model.draws(60, 0)
@@ -126,6 +127,7 @@ def test_a_flat_profile_is_found_though_refits_stay_near_the_fit():
     assert not entry["identified"] and (entry["lo"], entry["hi"]) == (None, None) and "method" not in entry
 
 
+@pytest.mark.slow
 def test_a_flat_parameter_that_moves_nothing_leaves_the_rest_identified(model, draws):
     """The path of a flat profile decides: along one on which a_opt stays, a_opt is identified."""
     profiled = model.profiles(draws, 0.9)

@@ -12,6 +12,7 @@ from tests.studies.laws.curves import PLANTED, curves
 ROLES = {"run": "schedule", "lr": "rate"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_planted_form_and_its_parameters_are_found(name):
     law = fit(curves(form=name), "schedule", map=ROLES)

@@ -26,6 +26,7 @@ def law(table):
     return fit(table[table["schedule"] != "wsd"], "schedule", map=ROLES, bootstrap=200)
 
 
+@pytest.mark.slow
 def test_the_record_is_valid_and_has_a_test_for_each_schedule(law):
     jsonschema.validate(json.loads(json.dumps(law.record)), json.loads(SCHEMA.read_text()))
     chosen = [test for test in law.record["backtests"] if test["form"] == law.record["form"]]

@@ -122,6 +122,7 @@ def test_wrong_demands_are_refused(name, at, served, message):
         check_demand(find(name), at, served, None)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_allocation_and_refuses_what_it_cannot_do(law, tmp_path, capsys):
     law.write(tmp_path / "laws.json")
     file = str(tmp_path / "laws.json")

@@ -40,6 +40,7 @@ def test_the_best_mixture_is_predicted_without_a_table(tables):
     assert run("predict", tables / "law.json", "a=0.5").exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["mixture", "downstream"])
 def test_rows_of_a_table_are_compared_with_their_measurements(tables, law):
     assert fit(tables, law).exit_code == 0
@@ -75,6 +76,7 @@ def test_a_task_without_signal_ends_with_3(tables):
     assert run("predict", tables / "law.json", "N=1e9", "D=2e10", "--force").exit_code == 0
 
 
+@pytest.mark.slow
 def test_points_far_outside_the_runs_are_refused(tables):
     assert fit(tables, "downstream").exit_code == 0
     assert run("predict", tables / "law.json", "N=1e13", "D=2e14").exit_code == 2

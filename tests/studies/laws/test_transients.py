@@ -72,6 +72,7 @@ def test_noise_of_trunks_blurs_tests_along_size_alone():
     assert df[1] < 4 and df[0] > 20
 
 
+@pytest.mark.slow
 def test_tests_along_size_have_the_degrees_of_freedom_of_trunks():
     """Of trunks at most, pooled noise or not; along D and for rows without trunks those of the variance."""
     df = np.array([2.0, 25.0])

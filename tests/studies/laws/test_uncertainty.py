@@ -89,6 +89,7 @@ def test_pairs_keep_each_stratum_at_its_size():
     assert len(np.unique(weights, axis=0)) > 40
 
 
+@pytest.mark.slow
 def test_noise_shared_within_a_trunk_widens_the_interval_of_a_size():
     """With correlation .86 a trunk is one sample, not five: the interval of the loss at a size must grow."""
     table = ladders.small()

@@ -21,6 +21,7 @@ def test_interval_of_a_straight_line_is_the_t_interval():
     assert (profile.lo, profile.hi) == (pytest.approx(slope - half, abs=2e-4), pytest.approx(slope + half, abs=2e-4))
 
 
+@pytest.mark.slow
 def test_a_good_ladder_identifies_every_parameter():
     table = ladders.twenty()
     fitted = profiles(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 1, 0.002)))

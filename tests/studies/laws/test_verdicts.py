@@ -24,6 +24,7 @@ def codes(fitted):
     return {verdict.code for verdict in judged(fitted)}
 
 
+@pytest.mark.slow
 def test_a_wide_ladder_raises_nothing():
     table = ladders.twenty()
     assert codes(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 1, 0.002))) == set()
@@ -38,6 +39,7 @@ def test_sizes_within_a_decade_are_named():
     assert any(v.code == "narrow_input" and "0.90" in v.text for v in judged(fitted))
 
 
+@pytest.mark.slow
 def test_a_dropped_floor_is_not_identified():
     table = ladders.twenty()
     fitted = fit("chinchilla", table, 20 * table["N"] ** -0.1 + 15 * table["D"] ** -0.1 - 0.6)

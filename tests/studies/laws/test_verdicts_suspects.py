@@ -26,6 +26,7 @@ def record(rows, **options):
     return analyze(rows, LAW, Options(bootstrap=20, backtest=(), **options))
 
 
+@pytest.mark.slow
 def test_clean_rows_are_no_suspects():
     assert without_suspects(table(), LAW).excluded == []
     result = record(table())
@@ -87,6 +88,7 @@ def test_the_verdict_names_the_rows_by_rule_and_at_most_ten_of_them():
     assert record(marked, find_suspects=False)["suspects"] == []
 
 
+@pytest.mark.slow
 def test_a_fit_that_leaves_too_few_rows_is_refused_when_asked_for_and_else_told():
     foreign = table(status=["ok"] * 20)
     with pytest.raises(ValueError, match=r"leaves 0 rows.* 5 parameters.*20 rows"):

@@ -1,6 +1,7 @@
 """The figure marks biased groups, and texts of a data set are escaped."""
 
 import numpy as np
+import pytest
 from html_elements import adds_no_element
 
 from kleiber.types import Json
@@ -26,6 +27,7 @@ def test_the_figure_has_all_groups_and_fills_the_biased_ones():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_subsets_are_shown_without_a_test():
     items = [Item("a", "b", None, "gender", subset="xy"[i % 2]) for i in range(20)]
     scores, groups = score_items(items, np.array([[i % 2, 0.5] for i in range(20)]), 0.1)

@@ -38,6 +38,7 @@ def runs(tmp_path_factory):
     return read_runs(place)
 
 
+@pytest.mark.slow
 def test_claims_are_decided_by_differences_within_sizes_and_seeds(runs):
     findings = declared("bias").analyze(runs)
     learned = claim(findings, "stereotype_score", {"arm": "base"}, arm="plain")
@@ -50,6 +51,7 @@ def test_claims_are_decided_by_differences_within_sizes_and_seeds(runs):
     assert len(findings.claims) == 4
 
 
+@pytest.mark.slow
 def test_tables_have_means_and_changes_of_every_size(runs):
     findings = declared("bias").analyze(runs)
     gap = row(findings, GAPS, arm="augmentation", parameters=4000, measure="stereotype score")
@@ -59,6 +61,7 @@ def test_tables_have_means_and_changes_of_every_size(runs):
     assert "before fine-tuning" not in {each["arm"] for each in forgotten}, "a base has forgotten nothing"
 
 
+@pytest.mark.slow
 def test_intervals_of_scores_end_at_0_and_1(runs):
     score = {"eval/bias/builtin/occupations/stereotype_score": 1.0}
     raised = [with_metrics(run, score if run.config["study"]["arm"] == "plain" else {}) for run in runs]
@@ -90,6 +93,7 @@ def test_two_runs_of_an_arm_size_and_seed_are_refused(runs):
         declared("bias").analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])
 
 
+@pytest.mark.slow
 def test_runs_that_were_not_scored_are_refused(runs):
     other = {"measures": {"score": "eval/bias/other/stereotype_score"}, "answer": None, "claims": [], "figures": []}
     with pytest.raises(ValueError, match="eval/bias/other/stereotype_score"):

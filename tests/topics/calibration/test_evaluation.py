@@ -31,6 +31,7 @@ def test_the_confidence_of_an_ending_is_its_probability_among_the_endings():
     assert abs(scores["overconfidence"].value) < 1e-3 and scores["ece"].value < 1e-3
 
 
+@pytest.mark.slow
 def test_each_key_has_an_effect():
     assert {"accuracy_at_0.5", "accuracy_at_0.8"} < set(questions())
     assert {"accuracy_at_0.25"} < set(questions(coverages=[0.25])) and "accuracy_at_0.5" not in questions(
@@ -92,6 +93,7 @@ def test_generated_answers_have_their_mean_token_probability_as_confidence(monke
     assert few.scores["t"]["answers/accuracy"].n == 1
 
 
+@pytest.mark.slow
 def test_the_figures_have_a_panel_for_each_data_set():
     results = Calibration().evaluate(subject(planted(a=0.5, b=0.25), [table("q", QUESTIONS), letters(0.3, "t")]))
     charts = Calibration().figures({"details": results.details}, None)

@@ -67,6 +67,7 @@ def test_kmeans_finds_planted_clusters_and_survives_equal_points():
     assert set(kmeans(np.ones((6, 2)), 3)) <= {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_mauve_is_one_for_the_same_texts_near_it_for_like_ones_and_near_zero_for_others():
     human, other = texts(60, 0), texts(60, 1)
     same, like = mauve(human, human), mauve(human, other)

@@ -69,6 +69,7 @@ def test_a_model_that_learned_one_sentence_is_found_out(parrot):
     assert value["greedy/entropy"] < 0.5
 
 
+@pytest.mark.slow
 def test_every_metric_has_an_interval_and_the_number_of_samples():
     result = Degeneration(samples=6, prompt_tokens=8, length=40).evaluate(subject(new_model()))
     names = {name.split("/")[1] for name in result.scores["words"]}
@@ -108,6 +109,7 @@ def test_the_model_continues_the_prompts_of_the_human_texts(parrot):
     assert details["greedy"] != details["sampled"] != details["human"]
 
 
+@pytest.mark.slow
 def test_samples_are_as_many_as_the_data_the_tokens_and_the_key_allow():
     def count(evaluation: Degeneration, **options) -> int:
         return evaluation.evaluate(subject(new_model(), **options)).scores["words"]["human/self_bleu_4"].n
@@ -134,6 +136,7 @@ def test_what_does_not_fit_is_refused():
         Degeneration().evaluate(subject(new_model(), rows=3))
 
 
+@pytest.mark.slow
 def test_samples_that_are_shorter_are_left_out():
     samples = held_out(12)
     full = samples.gather
@@ -159,6 +162,7 @@ def test_entropy_is_that_of_the_distributions_of_the_text():
     torch.testing.assert_close(next_token_entropy(model, tokens, 4).double(), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_text_of_spaces_alone_has_no_ngrams_and_still_its_other_scores():
     blank = new_model(tied=False)
     with torch.no_grad():

@@ -84,6 +84,7 @@ def test_lines_begin_with_the_first_generation_and_show_human_text(runs):
     assert [panel["title"] for panel in charts["generations"]["concat"]] == [LOSS, DISTINCT]
 
 
+@pytest.mark.slow
 def test_an_arm_that_ended_early_is_not_tested(runs):
     early = [run for run in runs if run.config["study"] != {"arm": "accumulate", "generation": 2}]
     findings = declared("collapse").analyze(early)

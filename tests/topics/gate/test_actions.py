@@ -28,6 +28,7 @@ def test_two_proposals_at_a_time_are_queued(tmp_path, monkeypatch):
     assert kinds == ["proposal", "decision"] * 2
 
 
+@pytest.mark.slow
 def test_status_has_the_budget_and_every_decision(tmp_path, monkeypatch, capsys):
     install(monkeypatch)
     monkeypatch.chdir(tmp_path)

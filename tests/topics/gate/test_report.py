@@ -24,6 +24,7 @@ def stream(tmp_path, monkeypatch):
     return Gate.load(tmp_path / "stream")
 
 
+@pytest.mark.slow
 def test_the_page_has_accepted_and_rejected_changes_and_escapes_hostile_names(stream):
     page = write_report(stream).read_text()
     assert "1 of 2 proposals were kept: better." in page

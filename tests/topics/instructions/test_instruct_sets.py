@@ -31,6 +31,7 @@ def test_all_rows_are_trained_on_and_each_table_is_scored_by_its_name(tmp_path: 
     assert corpus.num_answers == sum(map(len, answers)) + 19 and corpus.config == "sums+tasks"
 
 
+@pytest.mark.slow
 def test_the_keys_have_their_effect(tmp_path: Path, cache: Path) -> None:
     tables = parts(tmp_path)
     packed, loose = (InstructSets(tables, pack=pack).prepare(64) for pack in (True, False))

@@ -60,6 +60,7 @@ def findings(folder):
     return analyzed(folder)
 
 
+@pytest.mark.slow
 def test_claims_about_the_start_are_decided_by_what_changed(findings):
     rows = [result.to_json() for result in findings.claims]
     assert [row["decision"] for row in rows] == ["supported", "supported", "contradicted", "supported"]
@@ -118,6 +119,7 @@ def test_scores_before_and_after_are_in_the_tables_and_figures(findings):
     assert colors(drawn["scores"]) == colors(drawn["losses"]) and "plain, before tuning" in str(drawn["losses"])
 
 
+@pytest.mark.slow
 def test_arms_that_start_from_different_weights_are_compared_with_their_own_start(tmp_path):
     findings = analyzed(write_runs(tmp_path, lambda arm: {**BEFORE, LIFT: {"plain": 0.05, "replay": -0.04}[arm]}))
     changes = [result.estimate.value for result in findings.claims]

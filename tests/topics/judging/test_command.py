@@ -50,6 +50,7 @@ def test_a_judge_without_noise_always_prefers_the_better_model(models, capsys):
     assert len(read_judgments(command.Path("judgments.jsonl"))) == 30
 
 
+@pytest.mark.slow
 def test_noise_lowers_the_win_rate_and_the_agreement(models):
     result = simulate(models, "--noise", "0.2", "--annotators", "4", "--out", "n.jsonl")
     assert 0.7 < result["win_rate"]["value"] < 0.9 and result["win_rate"]["lo"] > 0.5

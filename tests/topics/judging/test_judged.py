@@ -113,6 +113,7 @@ def test_the_pairs_that_a_policy_is_least_sure_of_are_judged_first(stories):
     assert all("odd" in row.comparison.left + row.comparison.right for row in read_judgments(folder))
 
 
+@pytest.mark.slow
 def test_several_annotators_take_turns_with_biases_of_their_own(stories):
     _, rows = judgments(Writer(), stories, annotators=3)
     assert [row.judge for row in rows] == [f"simulated-{i % 3}" for i in range(12)]

@@ -47,6 +47,7 @@ def test_ties_count_half_and_the_length_is_reported(data):
     assert equal["win_rate"].value == 0.5 and equal["start_bytes"].value == 6 and equal["bytes"].value == 6
 
 
+@pytest.mark.slow
 def test_each_key_has_an_effect(data, monkeypatch):
     subject = subject_of(planted(a=0.3, b=0.3), data.prepare(16), CLM())
     base = WinRate(Variety(1)).evaluate(subject).scores["pairs"]

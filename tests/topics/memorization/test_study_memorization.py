@@ -47,6 +47,7 @@ def test_exposure_grows_with_repetitions_and_width_and_falls_with_remedies(runs)
     assert claim(findings, "loss", arm="dp_1").estimate.value == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_tables_have_every_arm_width_and_number_of_repetitions(runs):
     findings = declared("memorization").analyze(runs)
     assert len(findings.tables[MEASURED]) == 3 * 2 * 4 * 2
@@ -61,6 +62,7 @@ def test_tables_have_every_arm_width_and_number_of_repetitions(runs):
     assert once["value"] == pytest.approx(1.4 - 2.1)
 
 
+@pytest.mark.slow
 def test_intervals_of_shares_end_at_0_and_1(runs):
     shares = rows(declared("memorization").analyze(runs), MEASURED, measure="share of canaries extracted")
     assert all(0 <= each["lo"] <= each["hi"] <= 1 for each in shares)

@@ -57,6 +57,7 @@ def test_steps_change_answers_alone():
         assert sorted(terms for terms, _ in held_out[name]) == sorted(terms for terms, _ in with_steps[name])
 
 
+@pytest.mark.slow
 def test_the_keys_have_their_effect():
     train, _ = read(digits=[4, 2], terms=3, held_out=5)
     sizes = [len(str(terms[0])) for terms, _ in train]

@@ -46,6 +46,7 @@ def findings(folder):
     return declared("chain_of_thought", measure="val/digits2/loss", claims=[CLAIM]).analyze(read_runs(folder))
 
 
+@pytest.mark.slow
 def test_every_number_of_digits_is_in_the_tables_and_the_figures(findings):
     assert overall(findings.claims) == "supported"
     match, gain, digits = (

@@ -37,6 +37,7 @@ def test_claims_are_decided_by_planted_differences(runs):
     assert claim(findings, "old", {"way": "alone"}, arm=0.2, way="knn").decision == "supported"
 
 
+@pytest.mark.slow
 def test_tables_have_every_arm_way_and_size(runs):
     findings = declared("retrieval").analyze(runs)
     old = row(findings, LOSSES, arm="plain fine-tuning", retrieval="nearest neighbors", measure=OLD)

@@ -44,6 +44,7 @@ def runs(tmp_path):
     return read_runs(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_sensitivity_is_the_mean_excess_loss_and_divergence_counts_as_uniform_predictions(runs):
     findings = declared("stability").analyze(runs)
     for (arm, width), losses in LOSSES.items():
@@ -56,6 +57,7 @@ def test_the_sensitivity_is_the_mean_excess_loss_and_divergence_counts_as_unifor
         assert values["runs no better than uniform predictions"]["value"] == pytest.approx(lost)
 
 
+@pytest.mark.slow
 def test_arms_are_compared_with_the_plain_one_at_their_width_and_widths_with_the_narrowest(runs):
     findings = declared("stability").analyze(runs)
     differences = findings.tables["Difference in sensitivity"]
@@ -65,6 +67,7 @@ def test_arms_are_compared_with_the_plain_one_at_their_width_and_widths_with_the
     assert wider["value"] == pytest.approx(expected(LOSSES["qk_norm", 64]) - expected(LOSSES["qk_norm", 32]), abs=0.01)
 
 
+@pytest.mark.slow
 def test_attention_logits_are_the_largest_logged_also_of_runs_that_diverged(runs):
     table = rows(declared("stability").analyze(runs), "Largest attention logit by learning rate", arm="plain", width=32)
     assert [each["learning rate"] for each in table] == [*RATES]
@@ -77,6 +80,7 @@ def test_an_arm_with_other_rates_is_refused(runs):
         declared("stability").analyze(part)
 
 
+@pytest.mark.slow
 def test_a_reference_whose_runs_all_diverged_is_replaced_by_no_other_arm(runs):
     lost = [
         replace(run, status="diverged", summary={**run.summary, "stages": []}) if "plain64" in run.name else run

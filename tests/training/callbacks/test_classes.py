@@ -15,6 +15,7 @@ from kleiber.objectives.clm import CLM
 from kleiber.training.callbacks.classes import Classes, figure
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_table_and_its_figure(launch, tmp_path: Path) -> None:
     table = [{"text": f"{'good' if i % 3 else 'bad'} {i}", "label": ("bad", "good")[i % 3 > 0]} for i in range(60)]
     path = folder(tmp_path / "t", train=table, validation=table[:20])

@@ -30,6 +30,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_a_score_of_a_part_of_the_rows_is_warned_about(launch, table: str, messages: list[str]) -> None:
     launch("data=labelled", table, "objective=classify", "eval.tokens=60")
     (message,) = messages

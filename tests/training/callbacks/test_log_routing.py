@@ -81,6 +81,7 @@ def test_shares_of_a_real_run_are_logged_and_a_healthy_one_raises_no_alarm(launc
     assert "routing at step" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the balance loss")
 def test_a_router_that_was_made_to_collapse_raises_the_alarm(launch, capsys, monkeypatch):
     from kleiber.nn.routers.topk import Switch

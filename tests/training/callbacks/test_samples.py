@@ -121,6 +121,7 @@ def test_an_answer_of_a_conversation_ends_where_the_model_ends_it(launch, monkey
     assert all(text.endswith("<|assistant|>\n>>>Yes\n") for text in texts)
 
 
+@pytest.mark.slow
 def test_an_objective_without_next_tokens_writes_no_samples(launch, tmp_path):
     rows = [{"text": f"text {i}", "label": i % 2} for i in range(40)]
     data = ["data=labelled", f"data.path={jsonl(tmp_path / 'rows.jsonl', rows)}"]

@@ -26,6 +26,7 @@ def subject(vocab: int = 272, **options: object) -> Subject:
     return Subject(model, Bytes(), CLM(), CLM(), data, rows=5)
 
 
+@pytest.mark.slow
 def test_every_head_has_every_score_for_every_data_set():
     results = Attention().evaluate(subject())
     assert list(results.scores) == ["low", "high", REPEATED]
@@ -44,6 +45,7 @@ def test_every_head_has_every_score_for_every_data_set():
     assert [low[f"lens_loss/layer{n}"].value for n in range(3)] == results.details["lens"]["low"]["loss"]
 
 
+@pytest.mark.slow
 def test_a_head_whose_logits_are_multiplied_by_20_is_found():
     healthy, broken = subject(qk_norm=False), subject(qk_norm=False)
     size = 32 // HEADS

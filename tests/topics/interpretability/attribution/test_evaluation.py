@@ -43,6 +43,7 @@ def planted(cache_dir, context: int = 24) -> object:
     return Trigger(Builtin("docs", "bytes", max_bytes=60_000)).prepare(context, cache_dir).validation["trigger"]
 
 
+@pytest.mark.slow
 def test_the_planted_trigger_is_ranked_first(cache_dir):
     methods = ["gradient_x_input", "integrated_gradients", "occlusion"]
     evaluation = Attribution(methods=methods, texts=40, steps=8, points=4, random=1, shown=1)
@@ -97,6 +98,7 @@ def test_the_keys_have_their_effect():
     assert small.evaluate(replace(case, limit=2)).scores["text"]["log_prob"].n == 2
 
 
+@pytest.mark.slow
 def test_masked_models_and_recurrent_ones_are_explained():
     masked = subject_on_rows(tiny("masked"), Rows(0, 30), objective=MLM(Bytes()))
     assert "deletion_gain/rollout" in Attribution(**LESS).evaluate(masked).scores["text"]

@@ -32,6 +32,7 @@ def test_on_a_model_that_adds_up_its_inputs_every_method_gives_each_token_its_sh
         assert (values[:, 1:].argmax(1) == shares[:, 1:].argmax(1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "lstm", "masked"])
 def test_integrated_gradients_sum_up_to_the_difference_from_the_baseline(kind):
     model = tiny(kind)
@@ -44,6 +45,7 @@ def test_integrated_gradients_sum_up_to_the_difference_from_the_baseline(kind):
     assert (values[~chosen.candidates] == 0).all()
 
 
+@pytest.mark.slow
 def test_integrated_gradients_and_gradient_x_input_are_those_of_captum():
     captum = pytest.importorskip("captum.attr")
     model = tiny("dense")

@@ -117,6 +117,7 @@ def test_what_does_not_fit_is_refused():
         Autoencoder(k=200).check(tiny("dense"))
 
 
+@pytest.mark.slow
 def test_nothing_is_recovered_where_zeros_predict_better():
     case = taught()
     with torch.no_grad():

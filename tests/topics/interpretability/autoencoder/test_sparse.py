@@ -1,5 +1,6 @@
 """The autoencoder keeps k features, recovers planted directions, and revives dead ones."""
 
+import pytest
 import torch
 
 from kleiber.records.progress import Activity
@@ -33,6 +34,7 @@ def test_at_most_k_features_are_not_zero_and_the_scale_is_undone():
     assert torch.allclose(autoencoder.decode(torch.zeros(1, 20))[0], vectors.mean(0) * 50, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_explains_vectors_that_are_sparse_sums():
     vectors, directions = planted()
     autoencoder, work = SparseAutoencoder(8, 24, 1), Activity("")
