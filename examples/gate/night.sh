@@ -7,9 +7,9 @@
 set -u
 cd "$(dirname "$0")" || exit 2
 stream=${1:?"usage: sh night.sh STREAM"}
-plain="train.py"
+plain="train.py --steps 1500"
 
-[ -e "$stream/gate.jsonl" ] || kleiber gate init "$stream" --command 'python train.py --seed={seed}' \
+[ -e "$stream/gate.jsonl" ] || kleiber gate init "$stream" --command "python $plain --seed={seed}" \
     --metric 'val_loss: ([0-9.]+)' --horizon 50 --timeout 600 || exit 2
 
 propose() { # NAME, then the script with its options
@@ -31,9 +31,10 @@ variant() { # NAME and an expression of sed; the script has the name train_NAME.
 variant comment 's/^def main/# Trains the model.\ndef main/'
 variant renamed 's/held_out/kept_for_later/g'
 variant reseeded 's/torch.manual_seed(recipe.seed)/torch.manual_seed(recipe.seed + 1)/'
+variant unused 's/^    return parser.parse_args()/    parser.add_argument("--note", default="")\n&/'
 variant reordered 's/for embedding in (self.tokens, self.places)/for embedding in (self.places, self.tokens)/'
 
-propose comment "train_comment.py"
+propose comment "$(echo "$plain" | sed 's/train.py/train_comment.py/')"
 propose "silu" "$plain --activation silu"
 propose "width 48" "$plain --width 48"
 propose "renamed variable" "$(echo "$plain" | sed 's/train.py/train_renamed.py/')"
@@ -53,4 +54,24 @@ propose "width 64" "$plain --width 64"
 propose "other seeds" "$(echo "$plain" | sed 's/train.py/train_reseeded.py/')"
 propose "batch 64" "$plain --batch 64"
 propose "beta2 0.95" "$plain --beta2 0.95"
+propose "tied embeddings" "$plain --tie"
+propose "learning rate 0.0021" "$plain --lr 0.0021"
+propose "two heads" "$plain --heads 2"
+propose "cosine schedule" "$plain --schedule cosine"
+propose "unused option" "$(echo "$plain" | sed 's/train.py/train_unused.py/')"
+propose "half the steps" "$plain --steps 750"
+propose "ReLU" "$plain --activation relu"
+propose "batch 65" "$plain --batch 65"
+propose "dropout 0.05" "$plain --dropout 0.05"
+propose "learning rate 0.01" "$plain --lr 0.01"
+propose "smoothing 0.001" "$plain --smoothing 0.001"
+propose "width 16" "$plain --width 16"
+propose "warmup 100" "$plain --warmup 100"
+propose "weight decay 1" "$plain --weight-decay 1"
+propose "eight heads" "$plain --heads 8"
+propose "warmup 9" "$plain --warmup 9"
+propose "clip 0.1" "$plain --clip 0.1"
+propose "width 96" "$plain --width 96"
+propose "beta2 0.9" "$plain --beta2 0.9"
+propose "three layers" "$plain --depth 3"
 kleiber gate report "$stream"

@@ -1,8 +1,9 @@
 """Exit codes of errors, and the copy of a run's output in log.txt."""
 
 import os
+import signal
 import sys
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 
 import pytest
 
@@ -93,6 +94,25 @@ def test_a_closed_pipe_is_no_error_of_a_command(monkeypatch):
     monkeypatch.setattr(main, "train", lambda argv: main.TrainResult(train_lines(None)(), None))
     with closed_pipe():
         assert main.main([]) == 0
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_signal_whose_exception_a_library_swallows_ends_the_run(tmp_path, monkeypatch, fails):
+    """As PyTorch does while it imports NumPy, which is then there in part, so that anything may fail of it later."""
+
+    def import_in_part() -> None:
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if fails:
+            raise AttributeError("module has no attribute")
+
+    monkeypatch.setattr("kleiber.training.lightning.import_lightning", import_in_part)
+    monkeypatch.setattr("kleiber.runs.run.train", lambda *_: 0)
+    folder.write_config(tmp_path, {"name": "runs", "seed": 0, "trainer": {}}, [])
+    code, error = process._train_and_report({}, tmp_path, ())
+    assert code == 75
+    assert isinstance(error, Preempted)
+    assert folder.status(tmp_path) == "preempted"
 
 
 def test_a_signal_outside_of_training_preempts():

@@ -28,6 +28,7 @@ from kleiber.config.errors import (
     exit_on_signals,
     exit_with,
     on_preemption,
+    pending_signal,
     preempted_by,
 )
 from kleiber.config.foreign import permit_config
@@ -160,14 +161,27 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
     with on_preemption(raise_preempted, partial(_write_interrupted, folder)):
         try:
             return _import_and_train(config, folder, overrides), None
-        except Exception as error:
-            _write_status(folder, Status.FAILED, hide_secrets(f"{type(error).__name__}: {error}"))
-            return print_error(error), error
-        except (Preempted, KeyboardInterrupt) as error:
-            reason = error if isinstance(error, Preempted) else Interrupted("SIGINT: no new checkpoint was written")
+        except (Exception, Preempted, KeyboardInterrupt) as error:
+            reason = _preemption(error)
+            if reason is None:
+                _write_status(folder, Status.FAILED, hide_secrets(f"{type(error).__name__}: {error}"))
+                return print_error(error), error
             _write_status(folder, reason.status, str(reason))
             print_line(f"{reason.status} by {reason}; run the same command again to continue {folder}", err=True)
             return reason.status.exit_code, reason
+
+
+def _preemption(error: BaseException) -> Preempted | None:
+    """Returns why a run was asked to end, None where it failed.
+
+    A library may swallow the exception of a signal, as PyTorch does while it imports NumPy, and fail of it later.
+    """
+    if isinstance(error, Preempted):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("SIGINT: no new checkpoint was written")
+    number = pending_signal()
+    return _preempted(signal.Signals(number).name) if number else None
 
 
 def _write_interrupted(folder: Path) -> None:
@@ -183,7 +197,11 @@ def _write_status(folder: Path, status: Status, error: str) -> None:
 
 def raise_preempted(name: str) -> None:
     """Raises Preempted for a signal that came while no step was being trained, so that there is nothing to save."""
-    raise preempted_by(name, ", which came when no step was being trained, so no new checkpoint was written")
+    raise _preempted(name)
+
+
+def _preempted(name: str) -> Preempted:
+    return preempted_by(name, ", which came when no step was being trained, so no new checkpoint was written")
 
 
 def _import_and_train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
@@ -193,6 +211,8 @@ def _import_and_train(config: Config, folder: Path, overrides: Sequence[str]) ->
         import_lightning()
         from kleiber.runs.run import train
 
+    if number := pending_signal():  # a package may be imported in part
+        raise_preempted(signal.Signals(number).name)
     return train(config, folder, overrides)
 
 

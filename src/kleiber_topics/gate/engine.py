@@ -12,7 +12,7 @@ from kleiber.inference import interval_elsewhere, interval_of_pairs, interval_of
 from kleiber.records import print_line
 from kleiber.types import Json
 from kleiber_topics.gate import chain
-from kleiber_topics.gate.recipes import Recipe, changed_files, worktree
+from kleiber_topics.gate.recipes import Recipe, changed_files, module_folders, worktree
 from kleiber_topics.gate.runner import NOTE, Outcome, RunFailed, run_command, run_kleiber
 from kleiber_topics.gate.state import (
     PAIR_NEW,
@@ -142,13 +142,14 @@ class Gate:
     def execute(self, recipe: Recipe, seed: int, home: Path, note: Json, reserve: str, size: bool) -> Outcome:
         """Runs a recipe once. Raises RunFailed."""
         settings, folder = self.state.settings, self.folder_of(recipe)
+        modules = module_folders(Path(settings.folder), folder)
         if not recipe.command:
             larger = settings.confirm_at if size else {}
             overrides = recipe.with_values(larger).overrides
-            return run_kleiber(overrides, seed, folder, home, note, settings.metric, reserve, settings.timeout)
+            return run_kleiber(overrides, seed, folder, home, note, settings.metric, reserve, settings.timeout, modules)
         keys = {**settings.values, **(settings.confirm_at if size else {})}
         command = recipe.filled(seed, reserve, keys)
-        return run_command(command, folder, home, note, settings.metric, settings.take, settings.timeout)
+        return run_command(command, folder, home, note, settings.metric, settings.take, settings.timeout, modules)
 
     def fill_pool(self) -> None:
         """Runs the plain recipe as often as the next proposal needs, and again where it may have drifted."""

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -154,9 +155,26 @@ def worktree(home: Path, folder: Path, commit: str) -> Path:
     """Returns the folder in which a recipe runs: `folder`, or its place in a worktree of a commit below `home`."""
     if not commit:
         return folder
-    top = Path(git(folder, "rev-parse", "--show-toplevel"))
+    top = top_of(folder)
     place = home / "worktrees" / commit[:12]
     if not (place / ".git").exists():
         git(folder, "worktree", "prune")
         git(folder, "worktree", "add", "--force", "--detach", str(place.absolute()), commit)
-    return place.absolute() / folder.absolute().resolve().relative_to(top.resolve())
+    return place.absolute() / folder.absolute().resolve().relative_to(top)
+
+
+def top_of(folder: Path) -> Path:
+    """Returns the top folder of the checkout that a folder is in."""
+    return Path(git(folder, "rev-parse", "--show-toplevel")).resolve()
+
+
+def module_folders(folder: Path, place: Path) -> list[str]:
+    """Returns the folders of a checkout from which this Python imports, as `place`, in a worktree of it, has them.
+
+    Without them, a package that is installed from the checkout would be imported as it is there, not as in the commit.
+    """
+    if place == folder:
+        return []
+    top, other = top_of(folder), top_of(place)
+    inside = [Path(path).resolve() for path in sys.path if path and Path(path).resolve().is_relative_to(top)]
+    return [str(path) for path in (other / path.relative_to(top) for path in inside) if path.is_dir()]

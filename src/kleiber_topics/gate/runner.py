@@ -78,20 +78,25 @@ def read_metric(text: str, pattern: str, take: Take) -> float:
 
 
 def run_command(
-    command: str, folder: Path, home: Path, note: Json, pattern: str, take: Take, timeout: float | None
-) -> Outcome:
+    command: str, folder: Path, home: Path, note: Json, pattern: str, take: Take, timeout: float | None,
+    modules: Sequence[str] = (),
+) -> Outcome:  # fmt: skip
     """Runs a command line and reads its metric.
 
-    folder  in which it runs
-    home    folder of the run, for its output
-    note    what the run notes before it starts
+    folder   in which it runs
+    home     folder of the run, for its output
+    note     what the run notes before it starts
+    modules  folders from which Python imports before all others
     """
     started = time.monotonic()
-    output = execute(command, folder, home, note, timeout)
+    output = execute(command, folder, home, note, timeout, modules)
     return Outcome(read_metric(output, pattern, take), time.monotonic() - started)
 
 
-def execute(command: str | Sequence[str], folder: Path, home: Path, note: Json, timeout: float | None) -> str:
+def execute(
+    command: str | Sequence[str], folder: Path, home: Path, note: Json, timeout: float | None,
+    modules: Sequence[str] = (),
+) -> str:  # fmt: skip
     """Runs a command to its end and returns what it printed.
 
     Raises RunFailed for an exit code other than 0 and after `timeout` seconds, and Preempted for a signal; its whole
@@ -100,11 +105,14 @@ def execute(command: str | Sequence[str], folder: Path, home: Path, note: Json, 
     make_folder(home)
     place = home / f"output-{sum(1 for _ in home.glob('output-*'))}.txt"
     write_json(home / NOTE, note)
+    # What a user wrote runs as the user runs it.
+    environment = {**os.environ} if isinstance(command, str) else safe_environment()
+    if modules:
+        environment["PYTHONPATH"] = os.pathsep.join([*modules, *filter(None, [os.environ.get("PYTHONPATH")])])
     with open_to_append(place) as output:
         process = subprocess.Popen(
             command, shell=isinstance(command, str), cwd=folder, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
-            env=None if isinstance(command, str) else safe_environment(),  # what a user wrote runs as the user runs it
+            stderr=subprocess.STDOUT, start_new_session=True, env=environment,
         )  # fmt: skip
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with on_preemption(lambda _: None) as received:
@@ -137,7 +145,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def run_kleiber(
     overrides: Sequence[str], seed: int, folder: Path, home: Path, note: Json, measure: str, reserve: str,
-    timeout: float | None,
+    timeout: float | None, modules: Sequence[str] = (),
 ) -> Outcome:  # fmt: skip
     """Trains a run of kleiber and returns a metric of it; with `reserve`, its loss on other data.
 
@@ -146,7 +154,7 @@ def run_kleiber(
     started = time.monotonic()
     place = home.absolute() / "kleiber"
     command = [*python_command("kleiber", "train"), *overrides, f"seed={seed}", f"root={place}", "name=run"]
-    execute(command, folder, home, note, timeout)
+    execute(command, folder, home, note, timeout, modules)
     runs = read_runs(place)
     row = runs[0].row() if runs else {}
     value = row.get(measure)
@@ -154,15 +162,17 @@ def run_kleiber(
         names = ", ".join(sorted(name for name in row if "/" in name or name == "loss"))
         raise RunFailed(f"its run has no metric {measure}; it has {names}")
     if reserve:
-        value = loss_on(runs[0].folder, reserve, folder, home, note, timeout)
+        value = loss_on(runs[0].folder, reserve, folder, home, note, timeout, modules)
     return Outcome(float(value), time.monotonic() - started)
 
 
-def loss_on(run: Path, data: str, folder: Path, home: Path, note: Json, timeout: float | None) -> float:
+def loss_on(
+    run: Path, data: str, folder: Path, home: Path, note: Json, timeout: float | None, modules: Sequence[str]
+) -> float:
     """Returns the loss of a run on other data, by `kleiber eval`. Raises RunFailed where that fails."""
     out = home.absolute() / "reserve.json"
     words = [str(run.absolute()), "--evals", "perplexity", "--data", data, "--json", str(out)]
-    execute([*python_command("kleiber", "eval"), *words], folder, home, note, timeout)
+    execute([*python_command("kleiber", "eval"), *words], folder, home, note, timeout, modules)
     scores = read_json(out)["evals"]["perplexity"]
     (metrics,) = scores.values()
     return float(metrics["loss"]["value"])

@@ -29,7 +29,7 @@ class Trainer:
         self.stop: int | None = None
         self.shift = 0.0
 
-    def __call__(self, command, folder, home, note, pattern, take, timeout) -> Outcome:
+    def __call__(self, command, folder, home, note, pattern, take, timeout, modules) -> Outcome:
         if self.stop is not None and len(self.commands) >= self.stop:
             raise Killed
         self.commands.append(command)

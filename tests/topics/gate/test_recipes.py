@@ -1,12 +1,16 @@
 """What a proposal may not change: seeds, data, evaluation, and protected files."""
 
+import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from topics.gate.streams import begin, install, propose, rows
 
 from kleiber.launch.cli import main
-from kleiber_topics.gate.recipes import Recipe
+from kleiber_topics.gate.recipes import Recipe, module_folders, worktree
+from kleiber_topics.gate.runner import execute
 
 
 @pytest.fixture
@@ -130,3 +134,25 @@ def test_a_commit_is_run_in_a_worktree_of_its_own(tmp_path, monkeypatch):
     assert main(command) == 5
     assert {folder == repository: changed for folder, changed in folders} == {True: False, False: True}
     assert main([*command[:-1], "missing"]) == 2
+
+
+@pytest.mark.process
+def test_packages_of_a_checkout_are_imported_from_the_worktree(tmp_path, monkeypatch):
+    """A package that is installed from the checkout would otherwise be that of the checkout, not of the commit."""
+    repository = tmp_path / "repository"
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for file in ("src/a.py", "examples/train.py"):
+        (repository / file).parent.mkdir(parents=True)
+        (repository / file).touch()
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "change"]):
+        subprocess.run([*git, *words], check=True)
+    (repository / ".venv").mkdir()
+    monkeypatch.setattr(sys, "path", ["", str(repository / "src"), str(repository / ".venv"), *sys.path])
+    place = worktree(tmp_path / "home", repository / "examples", "HEAD")
+    modules = module_folders(repository / "examples", place)
+    assert [*map(Path, modules)] == [place.parent / "src"]
+    assert module_folders(repository, repository) == []
+    words = [sys.executable, "-c", "import a; print(a.__file__)"]
+    for command in (words, shlex.join(words)):
+        printed = execute(command, place, tmp_path / "run", {}, None, modules)
+        assert Path(printed.strip()) == place.parent / "src/a.py"
