@@ -7,7 +7,7 @@
 set -u
 cd "$(dirname "$0")" || exit 2
 stream=${1:?"usage: sh night.sh STREAM"}
-plain="train.py --steps 1500"
+plain="train.py --steps 2500"
 
 [ -e "$stream/gate.jsonl" ] || kleiber gate init "$stream" --command "python $plain --seed={seed}" \
     --metric 'val_loss: ([0-9.]+)' --horizon 50 --timeout 600 || exit 2
@@ -59,7 +59,7 @@ propose "learning rate 0.0021" "$plain --lr 0.0021"
 propose "two heads" "$plain --heads 2"
 propose "cosine schedule" "$plain --schedule cosine"
 propose "unused option" "$(echo "$plain" | sed 's/train.py/train_unused.py/')"
-propose "half the steps" "$plain --steps 750"
+propose "half the steps" "$plain --steps 1250"
 propose "ReLU" "$plain --activation relu"
 propose "batch 65" "$plain --batch 65"
 propose "dropout 0.05" "$plain --dropout 0.05"

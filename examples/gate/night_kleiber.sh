@@ -10,7 +10,7 @@ stream=$(realpath -m "${1:?"usage: sh night_kleiber.sh STREAM"}")
 cd "$(dirname "$0")/../.." || exit 2
 
 [ -e "$stream/gate.jsonl" ] || kleiber gate init "$stream" --horizon 50 --timeout 900 --measure loss --overrides \
-    "model=gpt model.width=32 data=builtin budget.tokens=300K eval.tokens=300K optimizer.lr=0.005 logger=csv" || exit 2
+    "model=gpt model.width=32 data=builtin budget.tokens=500K eval.tokens=300K optimizer.lr=0.005 logger=csv" || exit 2
 
 propose() { # NAME, then options of kleiber gate propose
     name=$1
