@@ -124,3 +124,17 @@ def test_each_task_reads_the_columns_of_its_data_set():
     for name, (row, prompt, references) in ROWS.items():
         task = build(files[name])
         assert task.texts(row) == [prompt, *references], name
+
+
+@pytest.mark.parametrize("context", [256, 48])
+def test_a_prompt_with_its_own_passage_is_that_of_the_row(tmp_path, context):
+    """Also where the passage is cut."""
+    rows = [{"p": "a passage that is long enough to be cut", "q": f"What is number {n}?", "t": "it"} for n in range(3)]
+    task = Task(folder(tmp_path / "t", train=rows), prompt="{p} | {q}", target="{t}", passage="p", target_tokens=4)
+    samples = task.prepare(context, tmp_path / "cache").validation["t"].samples
+    for i in range(len(samples)):
+        inputs = samples.texts_of(i).inputs
+        assert task.prompt_ids(inputs, Bytes(), context - 4) == samples.question(i)[0]
+    assert (context == 48) == bool(samples.cut.any())
+    with pytest.raises(ValueError, match="more than 5 tokens without its passage"):
+        task.prompt_ids(inputs, Bytes(), 5)

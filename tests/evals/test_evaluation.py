@@ -7,7 +7,15 @@ import pytest
 from evals.subjects import table
 
 from kleiber.evals import evaluation
-from kleiber.evals.evaluation import Evaluation, Score, flatten_numbers, mean_score, proportion_score, ratio_score
+from kleiber.evals.evaluation import (
+    Evaluation,
+    Score,
+    flatten_numbers,
+    mean_score,
+    proportion_score,
+    ratio_score,
+    share_difference_score,
+)
 
 
 def test_the_interval_of_a_coin_is_that_of_the_binomial() -> None:
@@ -24,8 +32,10 @@ def test_equal_values_and_a_single_one_have_an_interval_of_no_width() -> None:
 def test_the_interval_of_a_share_covers_the_truth_near_0_and_1_too(items: int, share: float) -> None:
     hits = np.random.default_rng(0).random((200, items)) < share
     for right in (hits, ~hits):
-        scores = [proportion_score(row.astype(float)) for row in right]
-        assert np.mean([score.lo <= abs(share - (right is not hits)) <= score.hi for score in scores]) > 0.87
+        for score_of, sign in ((proportion_score, 1), (share_difference_score, 1), (share_difference_score, -1)):
+            scores = [score_of(sign * row.astype(float)) for row in right]
+            truth = sign * abs(share - (right is not hits))
+            assert np.mean([score.lo <= truth <= score.hi for score in scores]) > 0.87
 
 
 def test_shares_of_items_that_tie_have_a_bootstrap_interval() -> None:

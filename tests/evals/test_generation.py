@@ -64,8 +64,8 @@ def test_right_answers_have_the_best_scores_and_rules_write_what_they_say(subjec
 def test_the_model_writes_what_it_continues_each_prompt_with_alone(subject):
     rows, order = task_rows(subject.samples("t"))
     for beams in (1, 3):
-        evaluation = Generation(beams=beams, tokens=6)
-        written = evaluation._write(subject, rows, order.tolist())
+        prompts = [rows.question(i)[0] for i in order.tolist()]
+        written = generation_module.write_texts(subject, prompts, 6, "generation", beams=beams)
         for i, text in zip(order.tolist(), written, strict=True):
             ids = continuations(subject.model, [rows.question(i)[0]], 6, Bytes.eos, beams=beams)[0]
             assert text == Bytes().decode(ids).strip()

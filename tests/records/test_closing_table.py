@@ -107,9 +107,9 @@ def test_the_next_commands_fit_the_run(tmp_path):
     assert any(f" chat {tmp_path / 'tuned'}" in line for line in next_commands(tmp_path / "tuned", []))
     data = {"_target_": "kleiber.data.Task", "prompt": "English: {en}\\nGerman:", "target": "{de}"}
     fake_run(tmp_path / "task", [{"objective": "sft"}], config={**tuned, "data": data})
-    (tmp_path / "task/samples.txt").touch()
+    (tmp_path / "task/samples.txt").write_text("--- 1\nEnglish: a dog\nGerman:>>> ein Hund\n--- 2\n")
     text = "\n".join(next_commands(tmp_path / "task", []))
-    assert " chat " not in text and "--prompt 'English: {en}\nGerman:'" in text
+    assert " chat " not in text and "--prompt 'English: a dog\nGerman:'" in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, None])

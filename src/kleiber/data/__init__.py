@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kleiber.data.sources import Document, Source, SourceText, limit_bytes
     from kleiber.data.survey import Audit
     from kleiber.data.table import Table
+    from kleiber.data.task import TaskRows, TaskTexts, task_rows
     from kleiber.data.text import Text
     from kleiber.data.token_files import TokenFile, TokenRows, TrainWindows, id_dtype, read_rows, write_rows
     from kleiber.data.tokenizers import Bytes

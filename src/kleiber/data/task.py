@@ -113,9 +113,26 @@ class Task(TableData):
         references = [*dict.fromkeys(filter(None, references))]
         if not references:
             raise ValueError(f"data.target={self.target} is empty: correct or remove the row")
+        return self.sample(inputs, references)
+
+    def sample(self, inputs: Mapping[str, str], references: Sequence[str]) -> TaskSample:
+        """Returns the sample of the texts of the prompt's fields, and of right targets."""
         prompt = self.prompt_template.fill(inputs)
         before, after = (prompt, "") if self.passage is None else self.prompt_template.fill_around(self.passage, inputs)
         return TaskSample(prompt, len(before.encode()), len(after.encode()), inputs, references)
+
+    def prompt_ids(self, inputs: Mapping[str, str], tokenizer: Tokenizer, room: int) -> list[int]:
+        """Returns the token ids of a prompt, whose passage is cut to leave at most `room`.
+
+        Raises ValueError where the prompt without its passage is longer.
+        """
+        sample, begin = self.sample(inputs, ()), tokenizer.encode_prompt("")
+        ids = np.array(tokenizer.encode(sample.prompt), np.int64)
+        cut = max(0, len(begin) + len(ids) - room)
+        place = passage_tokens(tokenizer, ids, sample)
+        if cut > place.stop - place.start:
+            raise ValueError(f"the prompt {sample.prompt[:40]!r}... has more than {room} tokens without its passage")
+        return [*begin, *ids[: place.stop - cut].tolist(), *ids[place.stop :].tolist()]
 
     def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
         """Yields the rows of each split, with how many of its prompts are training prompts too."""
@@ -181,8 +198,8 @@ class TaskSample:
     prompt: str
     before: int
     after: int
-    inputs: dict[str, str]
-    references: list[str]
+    inputs: Mapping[str, str]
+    references: Sequence[str]
 
 
 class _Encoder:
@@ -210,20 +227,21 @@ class _Encoder:
             else:  # the tokenizer joins the last letter of the prompt with the target
                 target = np.array(self.tokenizer.encode(whole[len(sample.prompt) :]))
             marks = np.zeros(len(prompt), np.uint8)
-            marks[self._passage(prompt, sample)] = PASSAGE
+            marks[passage_tokens(self.tokenizer, prompt, sample)] = PASSAGE
             target_marks = np.full(len(target) + 1, TARGET, np.uint8)
             self.ids.append(np.concatenate([self.begin, prompt, target, [self.tokenizer.eos]]).astype(self.dtype))
             self.marks.append(np.concatenate([np.zeros(len(self.begin), np.uint8), marks, target_marks]))
             self.longest_target = max(self.longest_target, len(target_marks))
 
-    def _passage(self, prompt: Integer[np.ndarray, "_"], sample: TaskSample) -> slice:
-        """The tokens whose bytes are all of the passage; of a lossy tokenizer about those."""
-        sizes = self.tokenizer.token_bytes[prompt]
-        ends = np.cumsum(sizes)
-        first = int(np.searchsorted(ends - sizes, sample.before))
-        behind = np.cumsum(sizes[::-1])
-        last = len(prompt) - int(np.searchsorted(behind - sizes[::-1], sample.after))
-        return slice(first, max(first, last))
+
+def passage_tokens(tokenizer: Tokenizer, prompt: Integer[np.ndarray, "_"], sample: TaskSample) -> slice:
+    """Returns the place of the tokens whose bytes are all of the passage; of a lossy tokenizer about those."""
+    sizes = tokenizer.token_bytes[prompt]
+    ends = np.cumsum(sizes)
+    first = int(np.searchsorted(ends - sizes, sample.before))
+    behind = np.cumsum(sizes[::-1])
+    last = len(prompt) - int(np.searchsorted(behind - sizes[::-1], sample.after))
+    return slice(first, max(first, last))
 
 
 def join_target(prompt: str, target: str) -> str:

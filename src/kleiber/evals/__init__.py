@@ -17,8 +17,10 @@ if TYPE_CHECKING:
         percentile_score,
         proportion_score,
         ratio_score,
+        share_difference_score,
     )
     from kleiber.evals.exact_match import final_number, match_answers, numeric_questions
+    from kleiber.evals.generation import write_texts
     from kleiber.evals.item_figures import score_figures
     from kleiber.evals.likelihood import (
         LOGITS,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     )
     from kleiber.evals.task_scores import BITS_PER_BYTE, bytes_per_target
     from kleiber.evals.text_loss import TextLosses, resampled_ratios, resampled_score, training_parts
+    from kleiber.evals.text_metrics import answer_values
 
 EXPORTS = {
     "Choice": "choice",

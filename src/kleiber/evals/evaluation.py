@@ -221,3 +221,14 @@ def proportion_score(shares: Sequence[float] | Sequence[bool] | np.ndarray) -> S
     lo = float(betaincinv(hits, count - hits + 1, tail)) if hits else 0.0
     hi = float(betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0
     return Score(hits / count, lo, hi, count)
+
+
+def share_difference_score(differences: np.ndarray) -> Score:
+    """The mean of differences of two shares, one for each item and from -1 to 1, with the interval of `mean_score`.
+
+    Where all are equal, a bootstrap would have no width: the interval has that of a share which no item shows.
+    """
+    if np.ptp(differences):
+        return mean_score(differences)
+    value, unseen = float(differences[0]), proportion_score(np.zeros(len(differences))).hi or 0.0
+    return Score(value, max(-1.0, value - unseen), min(1.0, value + unseen), len(differences))

@@ -90,6 +90,33 @@ def nearest_rows(stored: Sequence[str], texts: Sequence[str]) -> list[int]:
     ]
 
 
+def write_texts(
+    subject: Subject,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    key: str,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+) -> list[str]:
+    """Returns the text that the model continues each prompt with, without the white space around it.
+
+    tokens  most tokens of a text
+    key     name of the evaluation, for errors
+
+    Raises ValueError where a text does not fit behind the longest prompt.
+    """
+    longest = max(map(len, prompts))
+    if longest + tokens > subject.model.context:
+        raise ValueError(
+            f"evals.{key}.tokens={tokens} and a prompt of {longest} tokens must fit "
+            f"model.context={subject.model.context}: set data.target_tokens, or fewer tokens"
+        )
+    ids = continuations(
+        subject.model, prompts, tokens, subject.tokenizer.eos, beams=beams, length_penalty=length_penalty
+    )
+    return [answer_text(subject.tokenizer, prompt, row) for prompt, row in zip(prompts, ids, strict=True)]
+
+
 class Generation(Evaluation):
     """BLEU, chrF, ROUGE, exact match and F1 of generated texts, for a run with data=task.
 
@@ -135,7 +162,10 @@ class Generation(Evaluation):
             rows, order = task
             chosen = order[: self.limit if subject.limit is None else subject.limit].tolist()
             items = [rows.texts_of(i) for i in chosen]
-            written = self._write(subject, rows, chosen)
+            prompts, tokens = [rows.question(i)[0] for i in chosen], self.tokens or rows.kept
+            written = write_texts(
+                subject, prompts, tokens, beams=self.beams, length_penalty=self.length_penalty, key="generation"
+            )
             if domain not in self.of_rules:
                 self.of_rules[domain] = {
                     f"{rule}/{metric}": score
@@ -145,21 +175,6 @@ class Generation(Evaluation):
             scores[domain] = self._score(written, items) | self.of_rules[domain]
             details[domain] = pick_examples(items, written) if rows.task.examples else []
         return Results(scores, details)
-
-    def _write(self, subject: Subject, rows: TaskRows, chosen: Sequence[int]) -> list[str]:
-        """The texts of the model for the rows with these numbers."""
-        prompts, tokens = [rows.question(i)[0] for i in chosen], self.tokens or rows.kept
-        longest = max(map(len, prompts))
-        if longest + tokens > subject.model.context:
-            raise ValueError(
-                f"evals.generation.tokens={tokens} and a prompt of {longest} tokens must fit "
-                f"model.context={subject.model.context}: set data.target_tokens, or fewer tokens"
-            )
-        ids = continuations(
-            subject.model, prompts, tokens, subject.tokenizer.eos, beams=self.beams,
-            length_penalty=self.length_penalty,
-        )  # fmt: skip
-        return [answer_text(subject.tokenizer, prompt, row) for prompt, row in zip(prompts, ids, strict=True)]
 
     def _score(self, texts: Sequence[str], items: Sequence[TaskTexts]) -> Scores:
         references = [item.references for item in items]

@@ -181,11 +181,12 @@ def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
     ]
     config = stage_config(read_config(run), str(last.get("name")))
     objective, data, prompt = str(config["objective"]["_target_"]), config.get("data") or {}, "The "
-    if data.get("target"):  # of a task, whose prompts are in no chat template
-        prompt = str(data["prompt"]).replace("\\n", "\n")
+    samples = run / "samples.txt"
+    if data.get("target"):  # of a task, whose prompts are in no chat template: the first one that the model continued
+        prompt = samples.read_text(encoding="utf-8").partition("\n")[2].partition(">>>")[0] if samples.is_file() else ""
     elif class_attribute(objective, "trains_answers"):
         hints.insert(0, (["chat", place], "talk to it"))
-    if (run / "samples.txt").is_file():
+    if samples.is_file():
         hints.insert(0, (["generate", place, "--prompt", prompt], "continue a prompt"))
     return ["next", *(line for words, text in hints for line in (f"  # {text}", f"  {command(words)}"))]
 

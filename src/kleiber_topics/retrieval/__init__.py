@@ -3,6 +3,7 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "OpenBook": "open_book",
     "Retrieval": "evaluation",
     "matched_losses": "matched",
 }

@@ -20,6 +20,7 @@ from kleiber.evals import (
     proportion_score,
     resampled_ratios,
     resampled_score,
+    share_difference_score,
 )
 from kleiber.types import Row, Score, Scores, Tokenizer
 from kleiber_topics.retrieval.datastore import cut_windows
@@ -149,7 +150,7 @@ def scores_of(
     scores = {"exact_match": proportion_score(right), "log_prob": mean_score(-nats[kept])}
     if plain is not None:
         before = all_right(numbers, plain.greedy.numpy()[reported])[kept]
-        scores["difference"] = mean_score(right - before)
+        scores["difference"] = share_difference_score(right - before)
     return scores
 
 

@@ -364,8 +364,8 @@ class Stability(LeanCallback):
     def _describe(self, kind: str, loss: float, norm: float) -> str:
         """The text of a spike: loss, gradient norm, their medians, and the layer whose gradient rose most."""
         usual = (median(self.recent, self.window), median(self.recent_norms, self.window))
-        medians = ["" if value is None else f", median of the last steps {value:.3f}" for value in usual]
-        text = f"{SPIKES[kind]}: loss {loss:.3f}{medians[0]}; gradient norm {norm:.3g}{medians[1]}"
+        medians = ["" if value is None else f", median of the last steps {value:.3g}" for value in usual]
+        text = f"{SPIKES[kind]}: loss {loss:.3g}{medians[0]}; gradient norm {norm:.3g}{medians[1]}"
         norms = {} if self.module is None else gradient_norms(layers_of(self.module.model))
         rose = kind != "loss_spike" or (usual[1] is not None and norm > 2 * usual[1])
         return f"{text}, {steepest_part(norms, self.gradients)}" if norms and rose else text
