@@ -64,6 +64,8 @@ def test_names_are_short_and_plain():
         name = cell_name(CONFIG, overrides, "moe")
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,60}-[0-9a-f]{8}", name), name
     assert cell_name(CONFIG, ["model=moe", "model.depth=3", "seed=1", "name=x"], "moe").startswith("moe-depth3-seed1-")
+    texts = ["data=task", 'data.prompt="{en} is\\n"', "data.target='{de}'", "model.width=32"]
+    assert cell_name(CONFIG, texts, "gpt").startswith("gpt-task-width32-")
 
 
 def test_a_cell_is_named_by_what_differs_within_its_sweep():

@@ -148,7 +148,7 @@ def readable_name(overrides: Iterable[str], model: str, differing: Collection[st
 
     model      kind of the run, see `kleiber.config.compose.resolve_config`
     differing  keys that tell the cells of a sweep apart: a cell is named by its arm, by these, and by the groups of
-               KIND_GROUPS; None for a single run, which has the names of all keys
+               KIND_GROUPS; None for a single run, which has the names of all keys but those of text in quotes
     """
     words = model.split("-")[: 1 if differing is None else None]
     for override in overrides:
@@ -159,6 +159,8 @@ def readable_name(overrides: Iterable[str], model: str, differing: Collection[st
         if key == "model" or any(key == name or key.startswith((name + ".", name + "/")) for name in NOT_IDENTITY):
             continue
         if differing is not None and (value == "null" or key not in {*differing, *KIND_GROUPS}):
+            continue
+        if differing is None and value.startswith(("'", '"')):  # text, such as a template
             continue
         last = re.split(r"[./@]", key)[-1]
         words.append(value if re.fullmatch(r"[A-Za-z/_]+", value) and "." not in key else last + value)
