@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from evals.subjects import subject_of
@@ -12,6 +13,7 @@ from kleiber.data.task import Task, task_rows
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals import generation as generation_module
 from kleiber.evals.generation import Generation, pick_examples
+from kleiber.evals.measure import to_json
 from kleiber.models.generation import continuations
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.sft import SFT
@@ -57,6 +59,9 @@ def test_right_answers_have_the_best_scores_and_rules_write_what_they_say(subjec
     assert by_input["two black cats"]["neighbor"] in ("zwei Katzen", "ein Hund 1")
     assert scores["copy/exact_match"] == 0 and 0 < scores["frequent/f1"] < 1
     assert {row["text"] for row in results.details["t"]} == {*right.values()}
+    items = to_json(results)["items"]["t"]
+    assert len({*items["contents"]}) == 2 and items["values"]["exact_match"] == [1, 1]
+    assert np.mean(items["values"]["chrf"]) == pytest.approx(100) and "copy/chrf" not in items["values"]
     page = Generation().page({"scores": {}, "details": results.details})
     assert "zwei Katzen" in page and "two black cats" in page
 

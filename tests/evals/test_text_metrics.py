@@ -21,6 +21,7 @@ from kleiber.evals.text_metrics import (
     chrf_counts,
     chrf_of,
     corpus_score,
+    item_values,
     rouge_values,
 )
 
@@ -112,10 +113,30 @@ def test_exact_match_and_f1_are_those_of_the_script_of_squad():
 def test_intervals_are_of_the_items_and_equal_texts_have_equal_ones():
     texts, references = zip(*ITEMS[:60], strict=True)
     names = ("bleu", "chrf", "exact_match", "f1")
-    scores = {key: score for name in names for key, score in METRICS[name](texts, references).items()}
+    scores = {key: value.score for name in names for key, value in METRICS[name](texts, references).items()}
     assert all(score.lo < score.value < score.hi and score.n == 60 for score in scores.values())
     counts = np.array([bleu_counts(text, each) for text, each in ITEMS[:60]])
     drawn = np.random.default_rng(5).integers(60, size=(3000, 60))
     expected = np.quantile(bleu_of(counts[drawn].sum(1)), [0.05, 0.95])
     np.testing.assert_allclose([scores["bleu"].lo, scores["bleu"].hi], expected, rtol=0.05)
     assert corpus_score(counts[:1], bleu_of).lo is None
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_values_of_items_have_the_mean_of_the_score_and_its_noise(name):
+    """So two models are compared by differences of equal items, as a paired bootstrap of both does."""
+    counts_of, compute = COUNTED[name]
+    texts, references = zip(*ITEMS[:200], strict=True)
+    rng = np.random.default_rng(3)
+    others = [" ".join(word for word in text.split() if rng.random() < 0.8) for text in texts]
+    sides = []
+    for each in (texts, others):
+        counts = np.array([counts_of(text, right) for text, right in zip(each, references, strict=True)])
+        measured = METRICS[name](each, references)[name]
+        assert measured.items.mean() == pytest.approx(measured.score.value, abs=1e-9)
+        sides.append((counts, measured.items))
+    differences = sides[0][1] - sides[1][1]
+    drawn = rng.integers(200, size=(4000, 200))
+    bootstrap = compute(sides[0][0][drawn].sum(1)) - compute(sides[1][0][drawn].sum(1))
+    assert differences.std(ddof=1) / np.sqrt(200) == pytest.approx(bootstrap.std(), rel=0.1)
+    np.testing.assert_allclose(item_values(sides[0][0][:1], compute), [compute(sides[0][0][0])])

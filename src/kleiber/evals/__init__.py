@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         LEVEL,
         RESAMPLES,
         Evaluation,
+        Items,
         Results,
         Subject,
         mean_score,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
         share_difference_score,
     )
     from kleiber.evals.exact_match import final_number, match_answers, numeric_questions
-    from kleiber.evals.generation import write_texts
+    from kleiber.evals.generation import asked, write_texts
     from kleiber.evals.item_figures import score_figures
     from kleiber.evals.likelihood import (
         LOGITS,

@@ -31,15 +31,29 @@ CHUNK = 1 << 22  # resampled numbers in memory at once
 
 
 @dataclass(frozen=True)
+class Items:
+    """The values of each item of a data set, by which two models can be compared on equal items.
+
+    contents  a text that only equal items have, of each
+    values    by metric; the mean of the items is its score
+    """
+
+    contents: Sequence[str]
+    values: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Results:
     """What an evaluation returns.
 
     scores   by name of the data set, then by metric
     details  plain data that the figures and the page read, such as matrices; kept in RUN/evals/<name>.json
+    items    by name of the data set; empty where scores are of no items, or other models have others
     """
 
     scores: dict[str, Scores]
     details: Json = field(default_factory=dict)
+    items: Mapping[str, Items] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ The rules are the least that a model should beat.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import ChainMap, Counter
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ import numpy as np
 
 from kleiber.data.prompts import answer_text
 from kleiber.data.task import TaskRows, TaskTexts, task_rows
-from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject
-from kleiber.evals.text_metrics import METRICS, chrf_counts, chrf_of
+from kleiber.evals.evaluation import Evaluation, Items, Results, Scores, Subject
+from kleiber.evals.text_metrics import METRICS, Measured, chrf_counts, chrf_of
 from kleiber.models.generation import continuations
 from kleiber.types import Count, Json, NonNegative, Width
 from kleiber.types.score import Metric, Metrics, variants
@@ -42,6 +43,11 @@ AT_ONCE = 256  # rows whose similarity to all training rows is in memory togethe
 def source_of(texts: TaskTexts, passage: str | None) -> str:
     """Returns the text that a target is made from: the passage, or all inputs where there is none."""
     return texts.inputs[passage] if passage is not None else "\n".join(texts.inputs.values())
+
+
+def asked(texts: TaskTexts) -> str:
+    """Returns a text that only items with equal inputs and references have."""
+    return json.dumps(texts, ensure_ascii=False)
 
 
 def baseline_texts(rows: TaskRows, items: Sequence[TaskTexts]) -> dict[str, list[str]]:
@@ -154,7 +160,7 @@ class Generation(Evaluation):
 
     def evaluate(self, subject: Subject) -> Results:
         """The metrics on each data set. Raises ValueError for data that is no task, and where a text does not fit."""
-        scores, details = {}, {}
+        scores, details, by_item = {}, {}, {}
         for domain in subject.domains:
             task = task_rows(subject.samples(domain, subject.tokens))
             if task is None:
@@ -168,17 +174,20 @@ class Generation(Evaluation):
             )
             if domain not in self.of_rules:
                 self.of_rules[domain] = {
-                    f"{rule}/{metric}": score
+                    f"{rule}/{metric}": measured.score
                     for rule, texts in baseline_texts(rows, items).items()
-                    for metric, score in self._score(texts, items).items()
+                    for metric, measured in self._score(texts, items).items()
                 }
-            scores[domain] = self._score(written, items) | self.of_rules[domain]
+            own = self._score(written, items)
+            scores[domain] = {metric: measured.score for metric, measured in own.items()} | self.of_rules[domain]
             details[domain] = pick_examples(items, written) if rows.task.examples else []
-        return Results(scores, details)
+            values = {metric: measured.items for metric, measured in own.items()}
+            by_item[domain] = Items([asked(item) for item in items], values)
+        return Results(scores, details, by_item)
 
-    def _score(self, texts: Sequence[str], items: Sequence[TaskTexts]) -> Scores:
+    def _score(self, texts: Sequence[str], items: Sequence[TaskTexts]) -> dict[str, Measured]:
         references = [item.references for item in items]
-        return {key: score for name in self.names for key, score in METRICS[name](texts, references).items()}
+        return {key: value for name in self.names for key, value in METRICS[name](texts, references).items()}
 
     def page(self, results: Json) -> str:
         """Tables of the texts that are most like their references, least like them, and of random ones."""

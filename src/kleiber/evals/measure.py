@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -216,11 +217,18 @@ def scores_by_key(name: str, results: Results) -> Scores:
 
 
 def to_json(results: Results) -> Json:
-    """The scores and details as RUN/evals/<name>.json holds them."""
+    """The scores, details and items as RUN/evals/<name>.json holds them; of the contents of items their hashes."""
     scores = {
         data: {metric: score.to_json() for metric, score in scores.items()} for data, scores in results.scores.items()
     }
-    return {"scores": scores, "details": results.details}
+    items = {
+        data: {
+            "contents": [hashlib.sha256(text.encode()).hexdigest()[:16] for text in each.contents],
+            "values": {metric: values.tolist() for metric, values in each.values.items()},
+        }
+        for data, each in results.items.items()
+    }
+    return {"scores": scores, "details": results.details, **({"items": items} if items else {})}
 
 
 def save_results(folder: Path, name: str, results: Results, settings: Config) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -120,16 +121,36 @@ def corpus_score(counts: Counts, compute: Callable[[Counts], Values]) -> Score:
     return percentile_score(value, np.concatenate(draws), items)
 
 
-def bleu(texts: Texts, references: Sequence[Texts]) -> dict[str, Score]:
+class Measured(NamedTuple):
+    """A score of texts, and a value of each text, whose mean is that of the score."""
+
+    score: Score
+    items: Values
+
+
+def item_values(counts: Counts, compute: Callable[[Counts], Values]) -> Values:
+    """Returns a value of each item for a score of all together: its mean is the score, its standard error that of it.
+
+    They are jackknife pseudo-values (Tukey 1958), shifted to that mean. Two models can be compared by the differences
+    of the values of equal items.
+
+    counts  of each item
+    """
+    total, items = counts.sum(0), len(counts)
+    without = compute(total - counts) if items > 1 else np.zeros(1)
+    return np.asarray(compute(total) + (items - 1) * (without.mean() - without), np.float64)
+
+
+def bleu(texts: Texts, references: Sequence[Texts]) -> dict[str, Measured]:
     """Returns BLEU of the texts, each with one or more references."""
-    counts = [bleu_counts(text, each) for text, each in zip(texts, references, strict=True)]
-    return {"bleu": corpus_score(np.array(counts), bleu_of)}
+    counts = np.array([bleu_counts(text, each) for text, each in zip(texts, references, strict=True)])
+    return {"bleu": Measured(corpus_score(counts, bleu_of), item_values(counts, bleu_of))}
 
 
-def chrf(texts: Texts, references: Sequence[Texts]) -> dict[str, Score]:
+def chrf(texts: Texts, references: Sequence[Texts]) -> dict[str, Measured]:
     """Returns chrF of the texts, each with one or more references."""
-    counts = [chrf_counts(text, each) for text, each in zip(texts, references, strict=True)]
-    return {"chrf": corpus_score(np.array(counts), chrf_of)}
+    counts = np.array([chrf_counts(text, each) for text, each in zip(texts, references, strict=True)])
+    return {"chrf": Measured(corpus_score(counts, chrf_of), item_values(counts, chrf_of))}
 
 
 def rouge_values(text: str, references: Texts) -> dict[str, float]:
@@ -141,10 +162,11 @@ def rouge_values(text: str, references: Texts) -> dict[str, float]:
     return {key: max(float(score[f"{key}_fmeasure"]) for score in scores) for key in keys}
 
 
-def rouge(texts: Texts, references: Sequence[Texts]) -> dict[str, Score]:
+def rouge(texts: Texts, references: Sequence[Texts]) -> dict[str, Measured]:
     """Returns the means of `rouge_values`."""
     rows = [rouge_values(text, each) for text, each in zip(texts, references, strict=True)]
-    return {key: mean_score([row[key] for row in rows]) for key in ("rouge1", "rouge2", "rougeL")}
+    values = {key: np.array([row[key] for row in rows]) for key in ("rouge1", "rouge2", "rougeL")}
+    return {key: Measured(mean_score(items), items) for key, items in values.items()}
 
 
 def answer_values(text: str, references: Texts) -> dict[str, float]:
@@ -156,16 +178,16 @@ def answer_values(text: str, references: Texts) -> dict[str, float]:
     return {key: float(scores[key]) / 100 for key in ("exact_match", "f1")}
 
 
-def exact_match(texts: Texts, references: Sequence[Texts]) -> dict[str, Score]:
+def exact_match(texts: Texts, references: Sequence[Texts]) -> dict[str, Measured]:
     """Returns the share of texts that equal one of their references."""
     rows = [answer_values(text, each)["exact_match"] for text, each in zip(texts, references, strict=True)]
-    return {"exact_match": proportion_score(rows)}
+    return {"exact_match": Measured(proportion_score(rows), np.array(rows))}
 
 
-def f1(texts: Texts, references: Sequence[Texts]) -> dict[str, Score]:
+def f1(texts: Texts, references: Sequence[Texts]) -> dict[str, Measured]:
     """Returns the mean F1 of the words of the texts."""
     rows = [answer_values(text, each)["f1"] for text, each in zip(texts, references, strict=True)]
-    return {"f1": mean_score(rows)}
+    return {"f1": Measured(mean_score(rows), np.array(rows))}
 
 
 METRICS = {"bleu": bleu, "chrf": chrf, "rouge": rouge, "exact_match": exact_match, "f1": f1}

@@ -24,7 +24,8 @@ LEARNING_RATE_NOTE = (
     "note: an arm is tuned over learning rates, so an arm that is a rate never is: to choose one, see kleiber runs "
     "{folder} --columns run,{arm},seed,loss --sort loss"
 )
-PLACES = "Folders of runs, runs.jsonl.gz files; with --map a table; with --task folders of results."
+TASK = "Compare by item: runs by EVALUATION/DATA, or folders of lm-eval or lighteval."
+PLACES = "Folders of runs, runs.jsonl.gz files; with --map a table; with --task runs or folders of results."
 MAP = "arm=COL,value=COL,seed=COL[,lr=COL,size=COL,tokens=COL,flops=COL,seconds=COL]: the columns of a table of runs."
 Places = Annotated[list[Path], typer.Argument(metavar="DIR|TABLE...", help=PLACES)]
 Map = Annotated[str | None, typer.Option(metavar="ROLE=COL,...", help=MAP)]
@@ -32,7 +33,11 @@ Claims = Annotated[
     Path | None, typer.Option(metavar="FILE.yaml", help="Claims about the arms. Default: each beats the baseline.")
 ]
 Task = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Compare scores by item that lm-eval or lighteval wrote to folders.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=TASK,
+    ),
 ]
 Page = Annotated[
     Path | None, typer.Option(metavar="OUT.html", callback=html_path, help="Write a page with figures to this file.")
@@ -99,7 +104,7 @@ def compare(
         asked = {**settings, "claims": read_claims_file(claims), "baseline": baseline, "better": better or "lower"}
         if task is not None:
             refuse_options({"--equal": equal}, "is not for --task, whose models are compared by items")
-            findings, notes = compare_results(folders, task, measure, asked), []
+            findings, notes = compare_results(folders, task, measure, asked, better), []
         else:
             findings, notes = compare_rows(folders, map or "", {**asked, "equal": equal})
     print_line("\n".join([findings.answer, *difference_lines(findings), *notes]))
@@ -147,12 +152,15 @@ def compare_rows(tables: Sequence[Path], map: str, asked: Json) -> tuple[Finding
     return findings, [f"note: {caveat['text']}" for caveat in findings.caveats]
 
 
-def compare_results(folders: Sequence[Path], task: str, measure: str | None, asked: Json) -> Findings:
-    """Compares models by the items of a task in folders of results."""
+def compare_results(
+    folders: Sequence[Path], task: str, measure: str | None, asked: Json, better: str | None
+) -> Findings:
+    """Compares models by the items of a task, in runs or folders of results."""
     from kleiber.studies.compare.foreign_table import Options
     from kleiber.studies.compare.item_scores import compare_items, read_item_scores
 
-    return compare_items([read_item_scores(folder, task) for folder in folders], task, measure, Options(**asked))
+    models = [read_item_scores(folder, task) for folder in folders]
+    return compare_items(models, task, measure, Options(**asked), better)
 
 
 def read_claims_file(path: Path | None) -> list[Json]:

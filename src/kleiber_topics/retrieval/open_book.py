@@ -15,9 +15,11 @@ from kleiber.config import local_copy
 from kleiber.data import DataSet, TaskRows, TaskTexts, task_rows
 from kleiber.evals import (
     Evaluation,
+    Items,
     Results,
     Subject,
     answer_values,
+    asked,
     pass_tokens,
     proportion_score,
     share_difference_score,
@@ -131,18 +133,22 @@ class OpenBook(Evaluation):
 
     def evaluate(self, subject: Subject) -> Results:
         """Answers the questions of each data set in every way. Raises ValueError for data without passages."""
-        scores, details = {}, {}
+        scores, details, by_item = {}, {}, {}
         for domain in subject.domains:
             task = task_rows(subject.samples(domain, subject.tokens))
             if task is None or task[0].task.passage is None:
                 raise ValueError(f"--evals open_book needs {self.reads}, and {domain} is none: set data.passage")
             rows, order = task
             chosen = order[: self.limit if subject.limit is None else subject.limit].tolist()
-            scores[domain], details[domain] = self.score(subject, rows, [rows.texts_of(i) for i in chosen])
-        return Results(scores, details)
+            items = [rows.texts_of(i) for i in chosen]
+            scores[domain], details[domain], values = self.score(subject, rows, items)
+            by_item[domain] = Items([asked(item) for item in items], values)
+        return Results(scores, details, by_item)
 
-    def score(self, subject: Subject, rows: TaskRows, items: Sequence[TaskTexts]) -> tuple[Scores, Mapping[str, int]]:
-        """Returns the scores of the items in every way, and the number of passages in the store."""
+    def score(
+        self, subject: Subject, rows: TaskRows, items: Sequence[TaskTexts]
+    ) -> tuple[Scores, Mapping[str, int], Mapping[str, np.ndarray]]:
+        """Returns the scores of the items in every way, the number of passages in the store, and values by item."""
         passage = rows.task.passage or ""
         store = read_store(rows, items, passage, self.passages, self.seed)
         values = {
@@ -163,7 +169,8 @@ class OpenBook(Evaluation):
                 scores[f"{kind}/{name}"] = proportion_score(of_items)
                 if kind != "closed":
                     scores[f"{kind}/{name}_difference"] = share_difference_score(of_items - values["closed"][name])
-        return scores, {"questions": len(items), "passages": len(store.passages)}
+        by_item = {f"{kind}/{name}": of_items for kind, part in values.items() for name, of_items in part.items()}
+        return scores, {"questions": len(items), "passages": len(store.passages)}, by_item
 
     def answer(
         self, subject: Subject, rows: TaskRows, items: Sequence[TaskTexts], passages: Sequence[str]

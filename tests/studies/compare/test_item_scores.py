@@ -53,6 +53,43 @@ def test_results_of_lighteval_are_paired_by_item(tmp_path):
     assert [claim["lo"], claim["hi"]] == pytest.approx([test.low, test.high], abs=1e-9)
 
 
+def write_run(folder, items: dict[str, object]) -> None:
+    """A run that was evaluated by items."""
+    (folder / "evals").mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    scores = {"pairs": {"chrf": {"value": 0.0, "better": "higher"}}}
+    (folder / "evals/generation.json").write_text(json.dumps({"scores": scores, "items": {"pairs": items}}))
+
+
+def test_runs_are_paired_by_the_items_of_an_evaluation(tmp_path):
+    """Equal items too, in whatever order other items stand; which values are better stands in the run."""
+    noise = np.random.default_rng(4)
+    contents = [f"item {n // 2}" for n in range(60)]
+    plain = noise.random(60)
+    new = plain + 0.1 + 0.01 * noise.random(60)
+    turned = new.reshape(30, 2)[::-1].ravel()[:50].tolist()
+    write_run(tmp_path / "plain", {"contents": contents, "values": {"chrf": plain.tolist()}})
+    write_run(tmp_path / "new", {"contents": contents[::-1][:50], "values": {"chrf": turned}})
+    out = tmp_path / "out.json"
+    arguments = ["compare", str(tmp_path / "plain"), str(tmp_path / "new"), "--task", "generation/pairs"]
+    assert main([*arguments, "--json", str(out)]) == 0
+    (claim,) = json.loads(out.read_text())["claims"]
+    test = stats.ttest_rel(new[10:], plain[10:]).confidence_interval(LEVEL)
+    assert [claim["lo"], claim["hi"]] == pytest.approx([test.low, test.high], abs=1e-9) and claim["n"] == 50
+    assert main([*arguments, "--better", "lower"]) == 5
+    assert main([*arguments[:-1], "generation/other"]) == 2
+
+
+@pytest.mark.parametrize(
+    "changes", [{"values": {"chrf": [1.0]}}, {"values": [1.0, 2.0]}, {"contents": None}, {"values": {"chrf": ["x", 1]}}]
+)
+def test_items_of_a_run_that_are_damaged_are_refused(tmp_path, changes):
+    for name in ("plain", "new"):
+        write_run(tmp_path / name, {"contents": ["a", "b"], "values": {"chrf": [1.0, 2.0]}, **changes})
+    folders = [str(tmp_path / name) for name in ("plain", "new")]
+    assert main(["compare", *folders, "--task", "generation/pairs"]) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "options"),
     [

@@ -1,7 +1,8 @@
-"""Models compared by their scores of each item of a task, as lm-eval and lighteval record them, paired by item.
+"""Models compared by their scores of each item of a task, as kleiber, lm-eval and lighteval record them.
 
-lm-eval writes `samples_TASK_DATE.jsonl` with `--log_samples`, lighteval `details_TASK_DATE.parquet` with
-`--save-details`. The interval is over items: another training run of the same recipe would differ by its seed as well.
+kleiber writes `evals/EVALUATION.json` into the folder of a run, whose task is EVALUATION/DATA; lm-eval writes
+`samples_TASK_DATE.jsonl` with `--log_samples`, lighteval `details_TASK_DATE.parquet` with `--save-details`. Scores are
+paired by item. The interval is over items: another training run of the same recipe would differ by its seed as well.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 from kleiber.config.errors import did_you_mean, listed
-from kleiber.records.files import load_json
+from kleiber.records.files import load_json, read_json
 from kleiber.records.regular_files import DamagedFile, open_to_read, read_bytes
 from kleiber.studies.claims import Claim, Question, decide_together, read_claims
 from kleiber.studies.compare.foreign_table import NOT_TESTABLE, Options
@@ -25,6 +27,7 @@ from kleiber.studies.laws.table_files import MAX_BYTES, check_size
 from kleiber.studies.statements import answer_text
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Json
+from kleiber.types.score import Better
 
 FILES = {
     ".jsonl": re.compile(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl"),
@@ -40,20 +43,24 @@ class ItemScores:
     """The scores of a model by item, for each metric.
 
     contents  a hash of what each item asks, where the file has one
+    better    which values of a metric are better, where the file says so
     """
 
     name: str
     scores: Mapping[str, Mapping[object, float]]
     contents: Mapping[object, str]
+    better: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_item_scores(folder: Path, task: str) -> ItemScores:
-    """Reads the scores by item of a task from a folder of results.
+    """Reads the scores by item of a task from a run, or from a folder of results.
 
     Raises ValueError where the folder has none, or those of several evaluations.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} must be a folder of results of lm-eval or lighteval")
+        raise ValueError(f"{folder} must be a run, or a folder of results of lm-eval or lighteval")
+    if (folder / "config.yaml").is_file():
+        return read_run_items(folder, task)
     files = {file: task_of(file) for file in sorted(folder.rglob("*")) if task_of(file) is not None}
     tasks = sorted({str(name) for name in files.values()})
     matching = [file for file, name in files.items() if name in (task, f"leaderboard|{task}")]
@@ -74,6 +81,35 @@ def read_item_scores(folder: Path, task: str) -> ItemScores:
             scores[metric][item] = value
         contents[item] = content
     return ItemScores(folder.name or str(folder), scores, contents)
+
+
+def read_run_items(run: Path, task: str) -> ItemScores:
+    """Reads the scores by item of a task, EVALUATION/DATA, from a run.
+
+    Raises ValueError where it was not evaluated on that, and DamagedFile for a file that kleiber did not write so.
+    """
+    evaluation, _, data = task.partition("/")
+    path = run / "evals" / f"{Path(evaluation).name}.json"
+    content = read_json(path) if path.is_file() else {}
+    by_data = content.get("items") if isinstance(content, dict) else None
+    node = by_data.get(data) if isinstance(by_data, dict) else None
+    if node is None:
+        names = [f"{evaluation}/{name}" for name in by_data] if isinstance(by_data, dict) else []
+        found = f"it has {listed(names)}" if names else f"run kleiber eval {run} --evals {evaluation or 'generation'}"
+        raise ValueError(f"--task {task}: {run} has no scores by item of EVALUATION/DATA={task}; {found}")
+    try:
+        contents, seen = [], Counter[str]()
+        for text in map(str, node["contents"]):  # equal items stay apart, in their order
+            contents.append((text, seen[text]))
+            seen[text] += 1
+        scores = {
+            str(metric): dict(zip(contents, map(float, values), strict=True))
+            for metric, values in node["values"].items()
+        }
+        better = {metric: str(content["scores"][data][metric]["better"]) for metric in scores}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DamagedFile(path, f"items of {data} are not a number of each metric for each item") from None
+    return ItemScores(run.name, scores, {item: item[0] for item in contents}, better)
 
 
 def task_of(file: Path) -> str | None:
@@ -133,10 +169,13 @@ def hashed(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def compare_items(models: Sequence[ItemScores], task: str, measure: str | None, options: Options) -> Findings:
+def compare_items(
+    models: Sequence[ItemScores], task: str, measure: str | None, options: Options, better: Better | None = None
+) -> Findings:
     """Compares models by the scores of the items that both have.
 
     measure  one of the metrics of the task; None for the only one
+    better   which values are better; None for what the files say, else for that of the options
 
     Raises ValueError for another metric, several metrics and no choice, and items of different content.
     """
@@ -149,6 +188,9 @@ def compare_items(models: Sequence[ItemScores], task: str, measure: str | None, 
     metric = shared[0] if measure is None else measure
     if metric not in shared:
         raise ValueError(f"--measure {metric} must be one of the metrics of {task}: {listed(shared)}")
+    recorded = models[0].better.get(metric)
+    if better is None and recorded in ("lower", "higher"):
+        options = replace(options, better=recorded)
     baseline = options.baseline or names[0]
     if baseline not in names:
         raise ValueError(f"--baseline {baseline} must be one of the folders {listed(names)}")
