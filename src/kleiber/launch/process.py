@@ -161,27 +161,19 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
     with on_preemption(raise_preempted, partial(_write_interrupted, folder)):
         try:
             return _import_and_train(config, folder, overrides), None
-        except (Exception, Preempted, KeyboardInterrupt) as error:
-            reason = _preemption(error)
-            if reason is None:
+        except Exception as error:
+            number = pending_signal()  # a library may swallow its exception, as PyTorch does while it imports NumPy
+            if not number:
                 _write_status(folder, Status.FAILED, hide_secrets(f"{type(error).__name__}: {error}"))
                 return print_error(error), error
-            _write_status(folder, reason.status, str(reason))
-            print_line(f"{reason.status} by {reason}; run the same command again to continue {folder}", err=True)
-            return reason.status.exit_code, reason
-
-
-def _preemption(error: BaseException) -> Preempted | None:
-    """Returns why a run was asked to end, None where it failed.
-
-    A library may swallow the exception of a signal, as PyTorch does while it imports NumPy, and fail of it later.
-    """
-    if isinstance(error, Preempted):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted("SIGINT: no new checkpoint was written")
-    number = pending_signal()
-    return _preempted(signal.Signals(number).name) if number else None
+            reason = _preempted(signal.Signals(number).name)
+        except Preempted as error:
+            reason = error
+        except KeyboardInterrupt:
+            reason = Interrupted("SIGINT: no new checkpoint was written")
+        _write_status(folder, reason.status, str(reason))
+        print_line(f"{reason.status} by {reason}; run the same command again to continue {folder}", err=True)
+        return reason.status.exit_code, reason
 
 
 def _write_interrupted(folder: Path) -> None:

@@ -27,7 +27,6 @@ from kleiber.studies.laws.table_files import MAX_BYTES, check_size
 from kleiber.studies.statements import answer_text
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Json
-from kleiber.types.score import Better
 
 FILES = {
     ".jsonl": re.compile(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl"),
@@ -170,7 +169,7 @@ def hashed(value: object) -> str:
 
 
 def compare_items(
-    models: Sequence[ItemScores], task: str, measure: str | None, options: Options, better: Better | None = None
+    models: Sequence[ItemScores], task: str, measure: str | None, options: Options, better: str | None = None
 ) -> Findings:
     """Compares models by the scores of the items that both have.
 
