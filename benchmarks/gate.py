@@ -2,7 +2,8 @@
 
 Every stream has 200 proposals. Of these 90% change nothing, and the others are better by 0.5 to 4 standard deviations
 of a run. Noise is normal, has heavy tails (t with three degrees of freedom), or drifts: the level walks at random by
-0.15 standard deviations a proposal, and the noise doubles over the stream.
+0.15 standard deviations a proposal, and the noise doubles over the stream; or each change also multiplies the noise of
+a run by its own factor, exp of a normal value of standard deviation 0.5 (in the recorded nights it was 0.6).
 
 kleiber       the screen and the sequential test of `kleiber gate`, by its own code
 e-value       the same with an e-value in place of the boundary
@@ -21,6 +22,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,23 +34,30 @@ from kleiber.inference.gating import ErrorBudget, ErrorKind, Rules, Stream
 Array = NDArray[np.float64]
 PROPOSALS, NULL, EFFECTS, ERROR = 200, 0.9, (0.5, 1.0, 2.0, 3.0, 4.0), 0.1
 RERUN = 20  # proposals after which the plain recipe is run again
-KINDS = ("normal", "t3", "drift")
+KINDS = ("normal", "t3", "drift", "recipes")
+SPREAD = 0.5  # of the logarithm of the factors by which changes multiply the noise of a run
 ERRORS: tuple[ErrorKind, ...] = ("keep", "stream")
 
 
 @dataclass(frozen=True)
 class World:
-    """The streams of one kind of noise: effects, and the level and scale of the noise, each streams x proposals."""
+    """The streams of one kind of noise: effects, and level and scale of the noise, each streams x proposals.
+
+    factor  by which a change multiplies the noise of a run
+    """
 
     kind: str
     effects: Array
     level: Array
     scale: Array
+    factor: Array
 
-    def draw(self, rng: np.random.Generator, stream: object, at: object, size: tuple[int, ...]) -> Array:
-        """Draws the gains of runs that change nothing."""
+    def draw(
+        self, rng: np.random.Generator, stream: object, at: object, size: tuple[int, ...], of: Array | float = 1.0
+    ) -> Array:
+        """Draws the gains of runs that change nothing; `of` multiplies their noise."""
         noise = rng.standard_t(3, size) / np.sqrt(3) if self.kind == "t3" else rng.standard_normal(size)
-        return noise * self.scale[stream, at] + self.level[stream, at]  # type: ignore[index]
+        return noise * of * self.scale[stream, at] + self.level[stream, at]  # type: ignore[index]
 
 
 def make_world(kind: str, streams: int, seed: int) -> World:
@@ -60,7 +69,8 @@ def make_world(kind: str, streams: int, seed: int) -> World:
     if kind == "drift":
         level = np.cumsum(0.15 * rng.standard_normal(shape), 1)
         scale = np.broadcast_to(2.0 ** np.linspace(-0.5, 0.5, PROPOSALS), shape)
-    return World(kind, effects, level, scale)
+    factor = np.exp(SPREAD * rng.standard_normal(shape)) if kind == "recipes" else np.ones(shape)
+    return World(kind, effects, level, scale, factor)
 
 
 def gate(world: World, error: ErrorKind, test: str, seed: int) -> tuple[NDArray[np.bool_], Array]:
@@ -69,18 +79,23 @@ def gate(world: World, error: ErrorKind, test: str, seed: int) -> tuple[NDArray[
     for number in range(len(world.effects)):
         rng = np.random.default_rng([seed, number])
         rules = Rules(test=test)  # type: ignore[arg-type]
-        stream = Stream(rules, ErrorBudget(error, ERROR, PROPOSALS))
+        stream, of = Stream(rules, ErrorBudget(error, ERROR, PROPOSALS)), 1.0
         for at in range(PROPOSALS):
 
-            def draw(number: int = number, at: int = at, rng: np.random.Generator = rng) -> float:
-                return float(world.draw(rng, number, at, ()))
+            def draw(of: float, number: int = number, at: int = at, rng: np.random.Generator = rng) -> float:
+                return float(world.draw(rng, number, at, (), of))
 
-            stream, kept[number, at], spent = propose(stream, float(world.effects[number, at]), draw, at)
+            changed = of * float(world.factor[number, at])
+            draws = partial(draw, of), partial(draw, changed)
+            stream, kept[number, at], spent = propose(stream, float(world.effects[number, at]), *draws, at)
             runs[number] += spent
+            of = changed if kept[number, at] else of
     return kept, runs
 
 
-def propose(stream: Stream, effect: float, draw: Callable[[], float], at: int) -> tuple[Stream, bool, int]:
+def propose(
+    stream: Stream, effect: float, draw: Callable[[], float], draw_changed: Callable[[], float], at: int
+) -> tuple[Stream, bool, int]:
     """Decides one proposal; returns the stream after it, whether it was kept, and its runs.
 
     Gains are relative to the plain recipe, so the pool of a recipe that was just kept has the effect subtracted.
@@ -92,7 +107,7 @@ def propose(stream: Stream, effect: float, draw: Callable[[], float], at: int) -
     gains: list[float] = []
     verdict = "run"
     while verdict == "run":
-        gains.append(draw() + effect)
+        gains.append(draw_changed() + effect)
         verdict = stream.rules.screen(stream.plain, gains, (), stream.noise)
     spent += len(gains)
     if verdict == "stop":
@@ -100,7 +115,7 @@ def propose(stream: Stream, effect: float, draw: Callable[[], float], at: int) -
     pairs: list[tuple[int, float, float]] = []
     verdict, error = "run", stream.budget.next_error
     while verdict == "run":
-        pairs.append((0, draw(), draw() + effect))
+        pairs.append((0, draw(), draw_changed() + effect))
         verdict = stream.rules.test_pairs([new - old for _, old, new in pairs], stream.noise, error)
     kept = verdict == "keep"
     after = stream.after_test(pairs, kept)
@@ -115,7 +130,7 @@ def fixed(
     """Five pairs for each proposal, all tested at the end of the stream."""
     rng, shape = np.random.default_rng(seed), (*world.effects.shape, pairs)
     places = np.arange(shape[0])[:, None, None], np.arange(PROPOSALS)[None, :, None]
-    plain, changed = (world.draw(rng, *places, shape) for _ in range(2))
+    plain, changed = world.draw(rng, *places, shape), world.draw(rng, *places, shape, world.factor[..., None])
     plain = np.broadcast_to(plain[:, :1], shape) if shared else plain
     gaps = changed + world.effects[..., None] - plain
     mean, variance = gaps.mean(-1), gaps.var(-1, ddof=1)
@@ -136,16 +151,17 @@ def fixed(
 def single(world: World, seed: int, mads: float) -> tuple[NDArray[np.bool_], Array]:
     """One run for each proposal, kept if it beats the best by `mads` median absolute deviations of all runs."""
     rng, streams = np.random.default_rng(seed), np.arange(len(world.effects))
-    kept, recipe = np.zeros(world.effects.shape, dtype=bool), np.zeros(len(streams))
+    kept, recipe, of = np.zeros(world.effects.shape, dtype=bool), np.zeros(len(streams)), np.ones(len(streams))
     best = world.draw(rng, streams, 0, (len(streams),))
     values = [best]
     for at in range(PROPOSALS):
-        value = world.draw(rng, streams, at, (len(streams),)) + recipe + world.effects[:, at]
+        changed = of * world.factor[:, at]
+        value = world.draw(rng, streams, at, (len(streams),), changed) + recipe + world.effects[:, at]
         values.append(value)
         history = np.stack(values, 1)
         spread = np.median(np.abs(history - np.median(history, 1, keepdims=True)), 1)
         kept[:, at] = value > best + mads * spread
-        recipe = recipe + np.where(kept[:, at], world.effects[:, at], 0.0)
+        recipe, of = recipe + np.where(kept[:, at], world.effects[:, at], 0.0), np.where(kept[:, at], changed, of)
         best = np.where(kept[:, at], value, best)
     return kept, np.full(len(streams), PROPOSALS + 1.0)
 
@@ -154,9 +170,10 @@ def bootstrap(world: World, seed: int, resamples: int = 500) -> tuple[NDArray[np
     """Three runs against three of the standing recipe, kept if the 90% bootstrap interval excludes 0."""
     rng, streams = np.random.default_rng(seed), np.arange(len(world.effects))
     kept = np.zeros(world.effects.shape, dtype=bool)
-    standing = world.draw(rng, streams[:, None], 0, (len(streams), 3))
+    standing, of = world.draw(rng, streams[:, None], 0, (len(streams), 3)), np.ones((len(streams), 1))
     for at in range(PROPOSALS):
-        value = world.draw(rng, streams[:, None], at, (len(streams), 3)) + world.effects[:, [at]]
+        changed = of * world.factor[:, [at]]
+        value = world.draw(rng, streams[:, None], at, (len(streams), 3), changed) + world.effects[:, [at]]
         ours, theirs = (
             np.take_along_axis(runs, rng.integers(0, 3, (len(streams), 3 * resamples)), 1)
             .reshape(len(streams), resamples, 3).mean(-1)
@@ -164,6 +181,7 @@ def bootstrap(world: World, seed: int, resamples: int = 500) -> tuple[NDArray[np
         )  # fmt: skip
         kept[:, at] = np.quantile(ours - theirs, 0.05, axis=1) > 0
         standing = np.where(kept[:, [at]], value - world.effects[:, [at]], standing)
+        of = np.where(kept[:, [at]], changed, of)
     return kept, np.full(len(streams), 3.0 * PROPOSALS + 3)
 
 

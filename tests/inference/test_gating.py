@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kleiber.inference.gating import ErrorBudget, Noise, Rules, Stream, interval_elsewhere, interval_of_pairs
+from kleiber.inference.gating import (
+    ErrorBudget,
+    Noise,
+    Rules,
+    Stream,
+    interval_elsewhere,
+    interval_of_pairs,
+    interval_of_screen,
+)
 
 NOISE = Noise(squares=20.0, df=20.0, pair_squares=40.0, pair_df=20.0)  # a run has sd 1, a pair sqrt(2)
 RECORD = Path(__file__).parents[2] / "benchmarks/results/gate.json"
@@ -25,6 +33,37 @@ def test_earlier_noise_counts_less_after_each_test():
     assert after.pair_df == pytest.approx(0.95 * 20 + 1)
     assert after.pair_squares == pytest.approx(0.95 * 40 + 2)
     assert NOISE.after_test([3.0]) == NOISE
+
+
+def test_a_recipe_has_its_own_noise_beside_little_of_the_earlier_one():
+    loud = NOISE.of_recipe([-10.0, 10.0, -10.0, 10.0])
+    assert loud.df + loud.pair_df == pytest.approx(6 + 3)
+    assert loud.run_sd > 5 * NOISE.run_sd, "20 degrees of freedom of the earlier recipe would hide it"
+    assert NOISE.of_recipe([1.0]).freedom == pytest.approx(6)
+    stream = Stream(Rules(), ErrorBudget("keep", 0.1, 200), NOISE, ((1, 0.0), (2, 0.1)))
+    assert stream.with_plain([(3, -9.0), (4, 9.0)]).noise.df == 21, "further plain runs say what its noise is"
+    kept = stream.after_test([(5, 0.0, 1.0), (6, 0.0, 21.0)], kept=True)
+    assert kept.noise.run_sd > stream.after_test([(5, 0.0, 1.0), (6, 0.0, 21.0)], kept=False).noise.run_sd
+
+
+def test_the_pairs_of_a_test_can_raise_the_noise_and_not_lower_it():
+    assert NOISE.sd_with([1.0]) == NOISE.sd_with([1.0, 1.01, 0.99]) == NOISE.pair_sd
+    assert NOISE.sd_with([-20.0, 20.0, -20.0, 22.0]) > 5 * NOISE.pair_sd
+    assert Rules().test_pairs([60.0, 1.0, 70.0, 2.0], NOISE, 0.01) == "run"
+
+
+def test_intervals_of_the_screen_cover_after_a_recipe_that_is_three_times_as_noisy_was_kept():
+    """Of changes that do nothing; with the noise of all recipes together 0.56 of them cover."""
+    rng, inside = np.random.default_rng(1), []
+    for _ in range(300):
+        stream = Stream(Rules(), ErrorBudget("keep", 0.1, 200)).with_plain([*enumerate(rng.standard_normal(6))])
+        for _ in range(5):  # tests of changes that are not kept
+            stream = stream.after_test([*zip(range(3), *rng.standard_normal((2, 3)), strict=True)], kept=False)
+        pairs = zip(range(4), rng.standard_normal(4), 3 * rng.standard_normal(4), strict=True)
+        stream = stream.after_test([*pairs], kept=True)
+        lo, hi = interval_of_screen(stream.plain, [3 * rng.standard_normal()], stream.noise, 0.9)
+        inside.append(lo <= 0 <= hi)
+    assert np.mean(inside) >= 0.7
 
 
 def test_the_screen_stops_what_is_no_better_and_lets_through_what_is():
@@ -91,7 +130,7 @@ def test_rules_without_room_for_a_test_are_refused(change):
 def test_the_recorded_simulation_keeps_its_level_and_has_the_power_of_fixed_designs():
     """Two standard errors above the level at most; within 0.1 of five fixed pairs with at most half of their runs."""
     rows = {(row["noise"], row["error"], row["rule"]): row for row in json.loads(RECORD.read_text())["rows"]}
-    for kind in ("normal", "t3", "drift"):
+    for kind in ("normal", "t3", "drift", "recipes"):
         for error, rate in (("keep", "false_keep_share"), ("stream", "any_false_keep")):
             ours = rows[kind, error, "kleiber"]
             fixed = rows[kind, error, "fixed, shared variance"]

@@ -29,6 +29,7 @@ Verdict = Literal["run", "keep", "stop", "undecided"]
 PILOT = 6  # plain runs before the first proposal
 FEWEST_PLAIN = 4  # plain runs before any other proposal
 POOL = 8  # plain runs that a screen compares with, the latest
+CARRIED = 6.0  # degrees of freedom that the noise of other recipes counts as: each may have its own
 FORGET = 0.95  # weight of an earlier variance after each test, so that the noise may change over a stream
 CLIP = 2.5  # standard deviations of a pair beyond which its gain counts as this much: no single run decides
 ALIKE = 0.1  # standard deviations of a pair: a change whose gains at all seeds are smaller has hardly any effect
@@ -135,6 +136,23 @@ class Noise:
         variance, df = pooled_variance([values])
         return Noise(self.squares + (variance * df if df else 0.0), self.df + df, self.pair_squares, self.pair_df)
 
+    def of_recipe(self, values: Sequence[float]) -> Noise:
+        """Returns the noise of another recipe, of which these are runs; that so far counts as CARRIED."""
+        total = self.df + self.pair_df
+        share = min(1.0, CARRIED / total) if total else 1.0
+        carried = Noise(share * self.squares, share * self.df, share * self.pair_squares, share * self.pair_df)
+        return carried.with_plain(values)
+
+    def sd_with(self, gains: Sequence[float]) -> float:
+        """Returns the standard deviation of a pair of a test whose gains so far are these.
+
+        A changed recipe may be noisier than the plain one, so what its own pairs show can raise it.
+        """
+        variance, df = pooled_variance([gains])
+        carried = min(CARRIED, self.freedom)
+        own = (carried * self.pair_sd**2 + (variance * df if df else 0.0)) / (carried + df)
+        return max(self.pair_sd, math.sqrt(own))
+
     def after_test(self, gains: Sequence[float]) -> Noise:
         """Returns the noise with that of the pairs of a test; earlier ones count a little less."""
         variance, df = pooled_variance([gains])
@@ -201,8 +219,8 @@ class Rules:
 
         error  of the test, see `kleiber.inference.gating`
         """
-        limit = CLIP * noise.pair_sd
-        total = float(np.clip(gains, -limit, limit).sum()) / noise.pair_sd
+        sd = noise.sd_with(gains)
+        total = float(np.clip(gains, -CLIP * sd, CLIP * sd).sum()) / sd
         z = total / math.sqrt(len(gains))
         if self.test == "e_value":
             crossed = e_value(total, len(gains)) >= 1 / error
@@ -271,7 +289,7 @@ class Stream:
 
     def with_plain(self, runs: Sequence[tuple[int, float]]) -> Stream:
         """Returns the stream after further runs of the plain recipe; the first ones are the pilot."""
-        noise = self.noise if self.noise.df else self.noise.with_plain([gain for _, gain in runs])
+        noise = self.noise.with_plain([gain for _, gain in runs])
         return replace(self, noise=noise, pool=(*self.pool, *runs)[-POOL:])
 
     def without_pool(self) -> Stream:
@@ -285,6 +303,8 @@ class Stream:
         kept   whether the changed recipe is the plain one from now on
         """
         noise = self.noise.after_test([changed - plain for _, plain, changed in pairs])
+        if kept:
+            noise = noise.of_recipe([changed for _, _, changed in pairs])
         pool = [(seed, plain) for seed, plain, _ in pairs]
         if kept:
             pool = [(seed, changed) for seed, _, changed in pairs]
