@@ -111,7 +111,8 @@ def published() -> dict[str, object]:
 
 def own_ladder() -> dict[str, object]:
     """Returns the errors for the schedule that was left out, and the decay that the law of all three chooses."""
-    roles, arms = {"loss": LOSS}, rows_by_arm(read_runs(LADDER))
+    runs = read_runs(LADDER)
+    roles, arms = {"loss": LOSS}, rows_by_arm(runs)
     two = fit(pd.concat([arms["constant"], arms["cosine"]]), "schedule", map=roles)
     rows = select_rows(arms["wsd"], roles, [], two.form)
     comparison, _ = compare(two.record, two.form, rows, 3.0)
@@ -121,6 +122,7 @@ def own_ladder() -> dict[str, object]:
     best = best_decay(three.record, three.form, STEPS_OF_LADDER, [])
     last = {name: frame.groupby("run", sort=False)[LOSS].last().to_numpy() for name, frame in arms.items()}
     measured = {name: float(np.mean(last["best"] - last[name])) for name in RIVALS} if "best" in last else None
+    trained = [run.config["schedule"]["decay"] for run in runs if run.config["study"]["arm"] == "best"]
     return {
         "runs": {name: len(losses) for name, losses in last.items()},
         "third": {name: comparison[name] for name in ("mae", "bias", "coverage")},
@@ -129,6 +131,7 @@ def own_ladder() -> dict[str, object]:
         "losses": {name: losses.tolist() for name, losses in last.items()},
         "best": {name: best[name] for name in ("decay", "against", "value", "lo", "hi", "run_lo", "run_hi")},
         "measured": measured,
+        "trained_decay": trained[0] if trained else None,
     }  # fmt: skip
 
 
