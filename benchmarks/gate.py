@@ -215,9 +215,9 @@ def main() -> None:
             rules: dict[str, tuple[NDArray[np.bool_], Array]] = {
                 "kleiber": gate(world, error, "sequential", 1),
                 "e-value": gate(world, error, "e_value", 1),
-                "fixed, shared variance": fixed(world, error, True, False, 2),
-                "fixed, shared variance, shared plain runs": fixed(world, error, True, True, 2),
-                "fixed, Student's t": fixed(world, error, False, False, 2),
+                "fixed": fixed(world, error, True, False, 2),
+                "fixed with shared plain runs": fixed(world, error, True, True, 2),
+                "fixed with Student's t": fixed(world, error, False, False, 2),
             }
             if error == "keep":
                 rules |= {

@@ -133,7 +133,7 @@ def test_the_recorded_simulation_keeps_its_level_and_has_the_power_of_fixed_desi
     for kind in ("normal", "t3", "drift", "recipes"):
         for error, rate in (("keep", "false_keep_share"), ("stream", "any_false_keep")):
             ours = rows[kind, error, "kleiber"]
-            fixed = rows[kind, error, "fixed, shared variance"]
+            fixed = rows[kind, error, "fixed"]
             assert ours[rate] <= 0.1 + 2 * ours[f"{rate}_se"]
             assert ours["power"] >= fixed["power"] - 0.1
             assert ours["runs_per_proposal"] <= fixed["runs_per_proposal"] / 2

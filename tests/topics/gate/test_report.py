@@ -1,5 +1,6 @@
 """The page of a stream, and a decision as text and as JSON."""
 
+import json
 import re
 from pathlib import Path
 
@@ -47,15 +48,38 @@ def test_decisions_and_status_are_text_for_people(stream):
     assert any("1 kept, 1 discarded" in line for line in status_lines(stream))
 
 
-def test_the_worked_night_of_the_guide_is_that_of_the_recorded_log():
-    rows = read_rows(REPOSITORY / "examples/gate/night.jsonl")
+GUIDE = (REPOSITORY / "docs/guides/gate.md").read_text()
+
+
+@pytest.mark.parametrize("night", ["night", "night_kleiber"])
+def test_the_worked_nights_of_the_guide_are_those_of_the_recorded_logs(night):
+    rows = read_rows(REPOSITORY / f"examples/gate/{night}.jsonl")
     decisions = [row for row in rows if row["kind"] == "decision"]
-    guide = (REPOSITORY / "docs/guides/gate.md").read_text()
     for row in decisions:
-        ends = f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
-        shown = re.escape("identical" if row["why"].startswith("identical") else ends)
+        ends = "" if row["value"] is None else f"{row['value']:+.4f} [{row['lo']:+.4f}, {row['hi']:+.4f}]"
+        shown = re.escape("identical" if row["why"].startswith("identical") else ends or row["why"].split(":")[0])
         name = re.escape(row["name"])
-        assert re.search(rf"\| {name} \| [^|]+ \| {row['decision']} \| {shown} \| {row['runs']} \|", guide)
-    state = replay(rows)
-    assert f"{len(decisions)} changes" in guide
-    assert f"{state.runs} runs" in guide
+        assert re.search(rf"\| {name} \| [^|]+ \| {row['decision']} \| {shown} \| {row['runs']} \|", GUIDE)
+    assert f"{len(decisions)} changes took {replay(rows).runs} runs" in GUIDE
+
+
+def test_the_table_of_the_guide_is_that_of_the_recorded_simulation():
+    record = json.loads((REPOSITORY / "benchmarks/results/gate.json").read_text())["rows"]
+    rules = {
+        "kleiber gate": "kleiber", "the same with an e-value": "e-value", "five pairs, Benjamini-Hochberg": "fixed",
+        "one run, better than the best so far": "greedy single run",
+        "one run, better by 2 median absolute deviations": "MAD rule",
+        "three seeds, bootstrap interval": "bootstrap of three seeds",
+    }  # fmt: skip
+    for label, rule in rules.items():
+        normal, drift, recipes = (
+            next(row for row in record if (row["noise"], row["error"], row["rule"]) == (noise, "keep", rule))
+            for noise in ("normal", "drift", "recipes")
+        )
+        cells = [
+            text
+            for row in (normal, drift, recipes)
+            for text in (f"{100 * row['false_keep_share']:.1f}%", f"{row['power']:.2f}")
+        ]
+        cells.insert(2, f"{normal['runs_per_proposal']:.1f}")
+        assert f"| {label} | {' | '.join(cells)} |" in GUIDE
