@@ -235,7 +235,7 @@ class Rules:
 
 def interval_of_pairs(gains: Sequence[float], noise: Noise, looks: int, level: float) -> tuple[float, float]:
     """Returns an interval of the mean gain that holds at whichever look a test of so many looks stops."""
-    half = boundary((1 - level) / 2, looks, noise.freedom) * noise.pair_sd / math.sqrt(len(gains))
+    half = boundary((1 - level) / 2, looks, noise.freedom) * noise.sd_with(gains) / math.sqrt(len(gains))
     mean = float(np.mean(gains))
     return mean - half, mean + half
 

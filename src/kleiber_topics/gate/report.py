@@ -146,8 +146,9 @@ def write_report(gate: Gate) -> Path:
 METHODS = (
     "A proposal is first run at seeds of earlier plain runs and discarded if it shows no sign of a gain. Otherwise it "
     "is tested on pairs of plain and changed runs at fresh seeds, after each of which a group-sequential boundary "
-    "(Pocock) decides; the noise is that of all pairs of the stream before, and the gain of a pair counts as at most "
-    "2.5 of its standard deviations. Each test gets a share of the error that is left (LOND for keep, alpha spending "
+    "(Pocock) decides. The noise is that of the plain recipe's runs and pairs before, beside which earlier recipes "
+    "count as six degrees of freedom; the pairs of the test can raise it. The gain of a pair counts as at most 2.5 of "
+    "its standard deviations. Each test gets a share of the error that is left (LOND for keep, alpha spending "
     "for stream). Intervals of tested proposals hold at {level} at whichever pair the test stopped."
 )
 
