@@ -50,8 +50,8 @@ def test_the_pairs_of_a_test_can_raise_the_noise_and_not_lower_it():
     assert NOISE.sd_with([1.0]) == NOISE.sd_with([1.0, 1.01, 0.99]) == NOISE.pair_sd
     assert NOISE.sd_with([-20.0, 20.0, -20.0, 22.0]) > 5 * NOISE.pair_sd
     assert Rules().test_pairs([60.0, 1.0, 70.0, 2.0], NOISE, 0.01) == "run"
-    lo, hi = interval_of_pairs([60.0, 1.0, 70.0, 2.0], NOISE, 9, 0.9)
-    assert lo < 0 < hi, "and its interval agrees with that"
+    loud, quiet = (interval_of_pairs(gains, NOISE, 9, 0.9) for gains in ([60.0, 1.0, 70.0, 2.0], [33.0] * 4))
+    assert loud[1] - loud[0] > 10 * (quiet[1] - quiet[0])
 
 
 def test_intervals_of_the_screen_cover_after_a_recipe_that_is_three_times_as_noisy_was_kept():
