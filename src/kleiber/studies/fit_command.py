@@ -211,6 +211,8 @@ def _run_table_law(context: typer.Context) -> None:
     origins = {name: context.get_parameter_source(name) for name in context.params}
     written = [name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"]
     try:
+        if context.params.get("report"):
+            import_page_module("law_report")
         code = table_laws.run(context.params, written)
     except ValueError as error:
         _refuse(error)
@@ -267,10 +269,7 @@ def predict(
         if serve is not None or max_params is not None:
             print_line("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
-        if schedule is not None or steps is not None:
-            predicted = fitted_law.predict_schedule(entry, form, schedule, steps, words, most)
-        else:
-            predicted = fitted_law.predict_point(entry, form, words, most)
+        predicted = fitted_law.predict_point(entry, form, words, most)
     except ValueError as error:
         _refuse(error)
     _write_predictions(json, *predicted)

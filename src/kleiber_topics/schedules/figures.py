@@ -10,27 +10,20 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.series import Marks, lines
-from kleiber.charts.theme import Chart, kind_color
-from kleiber.studies.laws.schedule_prediction import compare_with_curves
-from kleiber.studies.laws.schedule_table import Curve
-from kleiber.studies.laws.schedules import ScheduleLaw
+from kleiber.charts import Chart, Marks, kind_color, lines
 from kleiber.types import Row
 
 MOST_CURVES, MOST_ROWS = 6, 150  # drawn, and of each curve
 
 
-def fitted_rows(record: Row, form: ScheduleLaw, curves: Sequence[Curve]) -> pd.DataFrame:
-    """Returns the rows of the curves with a loss: run, step, observed and predicted."""
-    comparison = compare_with_curves(record, form, curves, float("inf"))
-    rows = pd.DataFrame(comparison["predictions"]).rename(columns={"value": "predicted"})
-    return rows.loc[:, ["run", "step", "observed", "predicted", "lo", "hi"]]
-
-
-def fitted(rows: pd.DataFrame) -> Chart:
+def fitted(rows: Sequence[Row]) -> Chart:
     """Observed loss (points) and predicted loss (line) vs step, for the first curves."""
-    names = list(dict.fromkeys(rows["run"]))[:MOST_CURVES]
-    parts = [part.iloc[:: max(1, len(part) // MOST_ROWS)] for name, part in rows.groupby("run") if name in names]
+    table = pd.DataFrame(
+        [{"run": row["run"], "step": row["at"]["step"], "observed": row["observed"], "predicted": row["value"]}
+         for row in rows]
+    )  # fmt: skip
+    names = list(dict.fromkeys(table["run"]))[:MOST_CURVES]
+    parts = [part.iloc[:: max(1, len(part) // MOST_ROWS)] for name, part in table.groupby("run") if name in names]
     shown = pd.concat(parts, ignore_index=True)
     tables = [
         Marks(rows=shown, value="observed", points=8, opacity=0.4, tips=["run:N", "step:Q", "observed:Q"]),
