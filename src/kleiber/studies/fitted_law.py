@@ -245,13 +245,6 @@ def fit_groups(
     return laws
 
 
-def write_groups(laws: Mapping[str, FittedLaw], by: str | None, path: Path | None) -> None:
-    """Writes laws.json: one law, or one for each value of the column `by`; nothing where `path` is None."""
-    records = {group: fitted.record for group, fitted in laws.items()}
-    if path is not None:
-        laws_json.write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], path)
-
-
 def check_options(form: Law, options: analysis.Options, delta: float | None, sigma: str | None) -> None:
     """Raises ValueError for options that contradict each other or have no effect on this law.
 
@@ -288,14 +281,8 @@ def predict_point(record: Row, form: Law, words: Sequence[str], max_decades: flo
     if "refused" in answer:
         raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
     cautions = [f"caution: {failure}" for failure in answer.get("failures", ())]
-    return answer, [prediction_line(form, answer, record["level"]), *cautions]
-
-
-def prediction_line(form: Law, answer: Row, level: float) -> str:
-    """Formats what `predict` returns as a line."""
-    if isinstance(form, HyperparameterLaw):
-        return optimum_prediction.prediction_line(answer, level)
-    return prediction.prediction_line(answer, level)
+    lines = optimum_prediction if isinstance(form, HyperparameterLaw) else prediction
+    return answer, [lines.prediction_line(answer, record["level"]), *cautions]
 
 
 def compare(record: Row, form: Law, rows: table.Table, max_decades: float) -> tuple[Json, list[str]]:

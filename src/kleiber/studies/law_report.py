@@ -35,12 +35,6 @@ if TYPE_CHECKING:
 MOST_ROWS = 500  # at most this many rows are listed on the page
 
 
-def lines_by_group(records: Mapping[str, Row], by: str | None) -> list[str]:
-    """Returns the printed lines of all records, each after its group if the table was split by the column `by`."""
-    headings = {group: [f"\n{by} = {group}"] if by else [] for group in records}
-    return [line for group, entry in records.items() for line in headings[group] + lines(entry)]
-
-
 def lines(entry: Row) -> list[str]:
     """Returns the printed lines of a record: estimates, approaches, backtests, predictions and verdicts."""
     level, goal = percent(entry["level"]), entry["objective"]

@@ -22,7 +22,7 @@ from pydantic import Field, FiniteFloat, ValidationError
 from kleiber.config.errors import ExitCode
 from kleiber.config.extensions import import_offer, offers
 from kleiber.records import catalog
-from kleiber.records.files import read_json, write_json, write_text
+from kleiber.records.files import read_json, write_text
 from kleiber.records.regular_files import make_folder, read_bytes
 from kleiber.records.terminal import print_line
 from kleiber.studies.laws import laws_json
@@ -178,34 +178,29 @@ def predictions(at: Sequence[Row], value: Array, draws: Array, level: float) -> 
     return [{"at": place, "value": middle, "lo": lo, "hi": hi} for place, middle, (lo, hi) in rows]
 
 
-def run(options: Row, written: Sequence[str]) -> ExitCode | None:
-    """Runs `kleiber fit` or `predict`, if a law of this kind is chosen, and returns the exit code; else returns None.
+def run_fit(options: Row, written: Sequence[str]) -> ExitCode | None:
+    """Runs `kleiber fit`, if a law of this kind is chosen, and returns the exit code; else returns None.
 
     options  values of the arguments of the command by name
     written  names of those that stand on the command line
 
     Raises ValueError for wrong options and unusable rows.
     """
-    fits, laws = "source" in options, offers(LAWS)
-    record = {} if fits else read_record(options["laws_json"])
-    if record is None or (fits and options["law"] not in laws):
-        if chosen := [f"--{name}" for name in CHOICES if options.get(name) is not None]:
-            raise ValueError(f"{' and '.join(chosen)} must have --law {' or '.join(laws)}, or be removed")
-        if fits and (near := difflib.get_close_matches(options["law"], laws, n=1, cutoff=0.8)):
-            raise ValueError(f"--law {options['law']}: did you mean {near[0]!r}?")
-        return None
-    table = (options["map"], options["where"] or ())
-    if fits:
+    law, laws = options["law"], offers(LAWS)
+    if law in laws:
         settings = Settings(*(options[name] for name in ("form", "route", "bootstrap", "seed", "level")))
-        return fit(options["source"], options["law"], *table, settings, options["json"], options["report"], written)
-    if record["refused"] and not options["force"]:
-        print_line("\n".join(verdict_lines(record)), err=True)
-        print_line("a refused law predicts nothing: add --force to predict anyway", err=True)
-        return ExitCode.UNDECIDED
-    most = float("inf") if options["force"] else options["max_decades"]
-    inputs = {name: options[name] for name in CHOICES if options.get(name) is not None}
-    predict(record, options["at"] or (), inputs, options["on"], *table, most, options["json"], written)
-    return ExitCode.DONE
+        table = (options["map"], options["where"] or ())
+        return fit(options["source"], law, *table, settings, options["json"], options["report"], written)
+    check_choices(options)
+    if near := difflib.get_close_matches(law, laws, n=1, cutoff=0.8):
+        raise ValueError(f"--law {law}: did you mean {near[0]!r}?")
+    return None
+
+
+def check_choices(options: Row) -> None:
+    """Raises ValueError for an option of CHOICES, which a law of another kind does not have."""
+    if chosen := [f"--{name}" for name in CHOICES if options.get(name) is not None]:
+        raise ValueError(f"{' and '.join(chosen)} must have --law {' or '.join(offers(LAWS))}, or be removed")
 
 
 def check_options(law: str, options: Sequence[str], allowed: Sequence[str]) -> None:
@@ -293,29 +288,25 @@ def read_record(path: Path) -> Json | None:
 
 
 def predict(
-    record: Row, words: Sequence[str], inputs: Row, on: Path | None, map: str | None, filters: Sequence[str],
-    max_decades: float, out: Path | None, options: Sequence[str] = (),
-) -> None:  # fmt: skip
-    """Predicts a point or the rows of a table, prints the predictions and writes them to `out`.
+    record: Row, words: Sequence[str], options: Row, max_decades: float, written: Sequence[str]
+) -> tuple[Json, list[str]]:  # fmt: skip
+    """Predicts a point, or the rows of the table --on; returns what --json writes, and the printed lines.
 
-    words   inputs of a point as NAME=NUMBER
-    inputs  those that are options of the command, by name
+    words    inputs of a point as NAME=NUMBER
+    options  values of the arguments of the command by name
+    written  names of those that stand on the command line
 
     Raises ValueError for wrong options, unusable rows, and points more than `max_decades` outside the fitted runs.
     """
     law = law_named(record["law"])
-    check_options(record["law"], options, PREDICT_OPTIONS)
-    if on is None:
-        if map is not None or filters:
-            raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
-        answer = law.predict_point(record, parse_values(words, "predict") | dict(inputs))
+    check_options(record["law"], written, PREDICT_OPTIONS)
+    if options["on"] is None:
+        inputs = {name: options[name] for name in CHOICES if options.get(name) is not None}
+        answer = law.predict_point(record, parse_values(words, "predict") | inputs)
         rows, lines = [answer], law.prediction_lines(record, answer)
-    elif words or inputs:
-        point = " ".join([*words, *(f"--{name}" for name in inputs)])
-        raise ValueError(f"{point} and --on {on}: give either a point or a table, not both")
     else:
-        roles = {**record["roles"], **roles_of(record["law"], map)}
-        frame = select(on, roles, filters, law.read_runs)
+        roles = {**record["roles"], **roles_of(record["law"], options["map"])}
+        frame = select(options["on"], roles, options["where"] or (), law.read_runs)
         rows, measured = law.predict_rows(record, frame, roles)
         comparison, summary = law.summarize(record, rows, measured)
         answer = comparison | {"predictions": rows}
@@ -328,9 +319,7 @@ def predict(
                 f"{', '.join(f'{name}={value:g}' for name, value in row['at'].items())}: {row['decades']:.1f} decades "
                 f"outside the rows, above the limit of {max_decades:g}; add --force to predict anyway"
             )
-    if out is not None:
-        write_json(out, answer)
-    print_line("\n".join(lines))
+    return answer, lines
 
 
 def compare(rows: Sequence[Row], measured: Array) -> Json:
