@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ TRANSFER, WEIGHT = 1.75e-3, 2.0  # error of the log loss for a new schedule befo
 TO_CHOOSE = 3  # schedules: with two, a backtest fits one, which tells nothing about the form
 MOST_LEFT_OUT = 6  # schedules that backtests leave out
 MOST_DRAWS = 400  # recorded
+MOST_CURVES, MOST_ROWS = 6, 150  # drawn, so that a page stays small: curves, and rows of each
 FROM_PRIOR = 0.7  # a parameter is that of its prior if its standard deviation is at least this part of the prior's
 
 
@@ -231,11 +232,28 @@ def prediction_lines(record: Row, prediction: Row) -> list[str]:
     return [schedule_line(prediction, record["level"])] if "curve" in prediction else []
 
 
-def figures(rows: Sequence[Row]) -> dict[str, Callable[[], Chart]]:
-    """Returns functions that draw the figures of a page, by name."""
-    from kleiber_topics.schedules.figures import fitted
+def fitted(rows: Sequence[Row]) -> Chart:
+    """Observed loss (points) and predicted loss (line) vs step, for the first curves."""
+    import altair as alt
 
-    return {"fit": lambda: fitted(rows)}
+    from kleiber.charts import Marks, kind_color
+    from kleiber.charts import lines as line_chart
+
+    table = pd.DataFrame(
+        [{"run": row["run"], "step": row["at"]["step"], "observed": row["observed"], "predicted": row["value"]}
+         for row in rows]
+    )  # fmt: skip
+    names = list(dict.fromkeys(table["run"]))[:MOST_CURVES]
+    parts = [part.iloc[:: max(1, len(part) // MOST_ROWS)] for name, part in table.groupby("run") if name in names]
+    shown = pd.concat(parts, ignore_index=True)
+    tables = [
+        Marks(rows=shown, value="observed", points=8, opacity=0.4, tips=["run:N", "step:Q", "observed:Q"]),
+        Marks(rows=shown, value="predicted", line=1.6, tips=["run:N", "step:Q", "predicted:Q"]),
+    ]
+    x = alt.X("step:Q", title="optimizer step", axis=alt.Axis(format="~s"))
+    y = alt.Y("predicted:Q", title="loss (nats per token)", scale=alt.Scale(zero=False))
+    color = kind_color(names, "run", alt.Legend(orient="bottom", columns=1))
+    return line_chart(tables, x, y, "Loss vs step", color=color, subtitle="points: observed; lines: the law")
 
 
 def schedule() -> TableLaw:
@@ -243,5 +261,5 @@ def schedule() -> TableLaw:
     return TableLaw(
         roles=ROLES, options=("schedule", "steps"), record=ScheduleRecord, fit=fit, lines=lines,
         predict_rows=predict_rows, predict_point=predict_point, prediction_lines=prediction_lines,
-        summarize=summarize, read_runs=rows_of_runs, figures=figures,
+        summarize=summarize, read_runs=rows_of_runs, figures=lambda rows: {"fit": lambda: fitted(rows)},
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kleiber_topics.schedules.figures import MOST_CURVES, fitted
+from kleiber_topics.schedules.law import MOST_CURVES, fitted
 from kleiber_topics.schedules.prediction import predict_rows
 
 from .planted import ROLES, curves, fit
