@@ -122,8 +122,8 @@ def summarize(record: Row, rows: Sequence[Row], measured: Array) -> tuple[Json, 
     level = record["level"]
     band, lines = f"{percent(level)} band of a new run", []
     groups = {name: list(part) for name, part in groupby(rows, key=lambda row: row["run"])}
-    known = {name: part for name, part in groups.items() if "observed" in part[0]}
-    curves = [{"run": name, "rows": len(part), **_errors(part, level)} for name, part in known.items()]
+    compared = {name: part for name, part in groups.items() if "observed" in part[0]}
+    curves = [{"run": name, "rows": len(part), **_errors(part, level)} for name, part in compared.items()]
     for row in curves:
         covers = (
             "no band" if row["coverage"] is None else f"{band} contains {row['coverage']:.0%} of {row['rows']} rows"
@@ -133,7 +133,7 @@ def summarize(record: Row, rows: Sequence[Row], measured: Array) -> tuple[Json, 
         last = [part[-1] for part in groups.values()]
         lines = [f"{row['run']}: {row['value']:.5g} at step {row['at']['step']:g}{_ends(row, band)}" for row in last]
         return {"level": level, "curves": []}, lines
-    total = _errors([row for part in known.values() for row in part], level)
+    total = _errors([row for part in compared.values() for row in part], level)
     total.pop("held")
     covers = "" if total["coverage"] is None else f"; {band} contains {total['coverage']:.0%} of all rows"
     covers += f", and holds {sum(bool(row['held']) for row in curves)} of the curves" if covers else ""
