@@ -27,12 +27,13 @@ import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run, read_runs
-from kleiber.studies.fitted_law import compare, fit, select_rows
-from kleiber.studies.laws.schedule_choice import RIVALS, best_decay
-from kleiber.studies.laws.schedule_prediction import losses_of
-from kleiber.studies.laws.schedule_record import TRANSFER
-from kleiber.studies.laws.schedule_table import rows_of_runs
-from kleiber.studies.laws.schedules import MULTI_POWER, ScheduleLaw, rate_path
+from kleiber.studies import Settings, select
+from kleiber.types import Json, Row
+from kleiber_topics.schedules.choice import RIVALS, best_decay
+from kleiber_topics.schedules.curves import rows_of_runs
+from kleiber_topics.schedules.forms import MULTI_POWER, rate_path
+from kleiber_topics.schedules.law import TRANSFER, schedule
+from kleiber_topics.schedules.prediction import losses_of, predict_rows, summarize
 
 RESULT = Path(__file__).parent / "results" / "schedule_law.json"
 CURVES = Path("../shared/laws/multipower/curves.csv")
@@ -80,12 +81,18 @@ def simulate(seed: int) -> dict[str, bool]:
         rates = rates_of(name)
         losses = MULTI_POWER.losses(rate_path(STEPS, rates, STEPS), truth)[0] * np.exp(draw_noise(rng))
         parts.append(pd.DataFrame({"run": name, "step": STEPS, "lr": rates, "loss": losses}))
-    law = fit(pd.concat(parts), "schedule", bootstrap=400)
+    law = schedule().fit_table(pd.concat(parts), {}, Settings(bootstrap=400))
     path = rate_path(STEPS, rates_of("wsd"), STEPS[-1:])
     mean = MULTI_POWER.losses(path, truth)[0, 0]
     run = mean * np.exp(draw_noise(rng)[-1] + TRANSFER * rng.normal())
-    ends = {name: float(column[0]) for name, column in losses_of(law.record, law.form, path, PEAK).items()}  # type: ignore[arg-type]
+    ends = {name: float(column[0]) for name, column in losses_of(law, path, PEAK).items()}
     return {"law": ends["lo"] <= mean <= ends["hi"], "band": ends["run_lo"] <= run <= ends["run_hi"]}
+
+
+def compare(law: Row, frame: pd.DataFrame, roles: dict[str, str]) -> tuple[Json, list[Json]]:
+    """Returns the errors of a law on curves that it was not fitted to, and the predictions."""
+    rows, measured = predict_rows(law, frame, roles)
+    return summarize(law, rows, measured)[0], rows
 
 
 def published() -> dict[str, object]:
@@ -94,14 +101,13 @@ def published() -> dict[str, object]:
     roles = {"run": "schedule"}
     for size in ("25M", "100M"):
         chosen = f"schedule in [{', '.join(FITTED)}]"
-        law = fit(CURVES, "schedule", map=roles, where=[f"size = {size}", chosen])
-        rows = select_rows(CURVES, roles, [f"size = {size}", f"not ({chosen})"], law.form)
-        comparison, _ = compare(law.record, law.form, rows, 3.0)
+        law = schedule().fit_table(select(CURVES, roles, [f"size = {size}", chosen]), roles, Settings())
+        comparison, _ = compare(law, select(CURVES, roles, [f"size = {size}", f"not ({chosen})"]), roles)
         curves = {row["run"]: {"mae": row["mae"], "coverage": row["coverage"]} for row in comparison["curves"]}
         wsd = [row["mae"] for row in comparison["curves"] if row["run"].startswith("wsd")]
         decays = [row["mae"] for row in comparison["curves"] if row["run"].startswith(("wsd_", "wsdld"))]
         out[size] = {
-            "form": law.record["form"], "curves": curves, "mae_wsd": float(np.mean(decays)),
+            "form": law["form"], "curves": curves, "mae_wsd": float(np.mean(decays)),
             "mae_wsd_and_wsdcon": float(np.mean(wsd)),
             "mae_of_curves": float(np.mean([row["mae"] for row in comparison["curves"]])),
             "held": sum(bool(row["held"]) for row in comparison["curves"]),
@@ -113,13 +119,11 @@ def own_ladder() -> dict[str, object]:
     """Returns the errors for the schedule that was left out, and the decay that the law of all three chooses."""
     runs = read_runs(LADDER)
     roles, arms = {"loss": LOSS}, rows_by_arm(runs)
-    two = fit(pd.concat([arms["constant"], arms["cosine"]]), "schedule", map=roles)
-    rows = select_rows(arms["wsd"], roles, [], two.form)
-    comparison, _ = compare(two.record, two.form, rows, 3.0)
-    ends = [list(part)[-1] for _, part in groupby(comparison["predictions"], key=lambda row: row["run"])]
-    three = fit(pd.concat([arms[name] for name in ("constant", "cosine", "wsd")]), "schedule", map=roles)
-    assert isinstance(three.form, ScheduleLaw)
-    best = best_decay(three.record, three.form, STEPS_OF_LADDER, [])
+    two = schedule().fit_table(pd.concat([arms["constant"], arms["cosine"]]), roles, Settings())
+    comparison, rows = compare(two, arms["wsd"], roles)
+    ends = [list(part)[-1] for _, part in groupby(rows, key=lambda row: row["run"])]
+    three = pd.concat([arms[name] for name in ("constant", "cosine", "wsd")])
+    best = best_decay(schedule().fit_table(three, roles, Settings()), {"steps": STEPS_OF_LADDER})
     last = {name: frame.groupby("run", sort=False)[LOSS].last().to_numpy() for name, frame in arms.items()}
     measured = {name: float(np.mean(last["best"] - last[name])) for name in RIVALS} if "best" in last else None
     trained = [run.config["schedule"]["decay"] for run in runs if run.config["study"]["arm"] == "best"]
@@ -139,8 +143,10 @@ def rows_by_arm(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Returns the rows of the curves by the arm of their run, in the order of the seeds."""
     rows: dict[str, list[pd.DataFrame]] = {}
     for run in sorted(runs, key=lambda run: run.summary["seed"]):
-        rows.setdefault(run.config["study"]["arm"], []).append(rows_of_runs([run], LOSS).dropna(subset=["loss"]))
-    return {arm: pd.concat(parts, ignore_index=True).rename(columns={"loss": LOSS}) for arm, parts in rows.items()}
+        rows.setdefault(run.config["study"]["arm"], []).append(
+            rows_of_runs([run], {"loss": LOSS}).dropna(subset=[LOSS])
+        )
+    return {arm: pd.concat(parts, ignore_index=True) for arm, parts in rows.items()}
 
 
 def main() -> None:

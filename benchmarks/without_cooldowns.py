@@ -30,10 +30,11 @@ import pandas as pd
 from scipy.optimize import least_squares
 
 from kleiber.records.catalog import Run, read_runs
-from kleiber.studies.fitted_law import fit
-from kleiber.studies.laws.prediction import fitted_values
-from kleiber.studies.laws.schedule_table import rows_of_runs
-from kleiber.studies.laws.schedules import ScheduleLaw, rate_path
+from kleiber.studies.laws.table_laws import Settings
+from kleiber_topics.schedules.curves import rows_of_runs
+from kleiber_topics.schedules.forms import FORMS, rate_path
+from kleiber_topics.schedules.law import schedule
+from kleiber_topics.schedules.prediction import values_of
 
 ROWS = Path("multirun/results/golden_tuned")
 RESULT = Path(__file__).parent / "results" / "without_cooldowns.json"
@@ -84,15 +85,14 @@ def logged(runs: Sequence[Run], ladder: Ladder) -> pd.DataFrame:
 def gain_of(run: Run, ladder: Ladder, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns log D, and log ratios of the loss after a cooldown to that at the constant rate, (1 + draws, points)."""
     name, batch = f"{run.name}/{ladder.cooldown}", float(run.stage["batch_tokens"])
-    curve = rows_of_runs([run], "train/loss")
+    curve = rows_of_runs([run], {})
     curve = pd.DataFrame(curve[curve["run"] == name])
     begin = next(stage["branch_step"] for stage in run.stages if stage["name"] == ladder.cooldown)
     trunk = curve[curve["step"] <= begin].assign(run="trunk")
     decay = curve.assign(run="cooldown", loss=curve["loss"].where(curve["step"] > begin))
     rows = pd.concat([trunk.dropna(subset=["loss"]), decay[(decay["step"] <= begin) | decay["loss"].notna()]])
-    law = fit(pd.DataFrame(rows), "schedule", map={"loss": "loss"}, bootstrap=draws)
-    form, values = law.form, np.concatenate([fitted_values(law.record), np.array(law.record["draws"])[:draws]])
-    assert isinstance(form, ScheduleLaw)
+    law = schedule().fit_table(pd.DataFrame(rows), {}, Settings(bootstrap=draws))
+    form, values = FORMS[law["form"]], np.concatenate([values_of(law), np.array(law["draws"])[:draws]])
     peak, at, logs = float(np.max(curve["lr"])), np.geomspace(LEAST_TOKENS / 2, 16e6, 12), []
     for tokens in at:
         steps = np.unique(np.round(np.linspace(1, tokens / batch, 400)))

@@ -37,7 +37,6 @@ ELSEWHERE = {  # test files that train with a choice, or prepare its data, in pl
     "design/arms": "studies/designs/test_grid.py",
     "design/methods": "studies/designs/test_grid_methods.py",
     "design/sequence": "studies/designs/test_sequences.py",
-    "design/schedule": "studies/designs/test_schedules.py",
 }
 ELSEWHERE |= {place: SMOKED for place in CHOICES if place.startswith("study/")}
 ELSEWHERE |= {place: "test_experiments.py" for place in CHOICES if place.startswith("experiment/")}

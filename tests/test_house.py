@@ -31,7 +31,7 @@ WHOLE_PROJECT = {
     "api", "house", "config_headers", "configs", "example_extension", "experiments", "readme", "results", "wheel",
 }  # fmt: skip
 FILE_LINES, FUNCTION_LINES = 400, 60
-ALL_TOPICS = 16
+ALL_TOPICS = 17
 
 
 def test_every_module_has_a_test_file_of_its_name():
@@ -120,8 +120,6 @@ def test_topics_import_only_what_packages_of_kleiber_offer():
 
 def test_what_packages_offer_is_imported_by_a_topic():
     """A name that no topic needs any more leaves the list that a reader has to learn."""
-    if len([*TOPICS.glob("*/__init__.py")]) < ALL_TOPICS:
-        pytest.skip("a topic was deleted, which may have been the only one to import a name")
     if len([*TOPICS.glob("*/__init__.py")]) < ALL_TOPICS:
         pytest.skip("a topic was deleted, which may have been the only one to import a name")
     imported = {(module, name) for _, module, name in imports_of_topics()}

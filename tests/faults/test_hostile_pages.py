@@ -28,6 +28,8 @@ PAGES = {
     "studies/fitted_law.py": "fitted_law",
     "studies/law_report.py":
         "studies/test_law_report.py::test_hostile_groups_columns_and_file_names_add_no_element_to_the_page",
+    "studies/laws/table_laws.py": "studies/laws/test_table_laws.py"
+        "::test_a_page_shows_the_printed_lines_and_hostile_columns_and_file_names_add_no_element",
     "studies/report.py": "studies/test_report.py::test_hostile_text_of_runs_and_findings_adds_no_element_to_the_page",
     "studies/site.py": "studies/test_site.py::test_hostile_names_and_texts_add_no_element",
     "training/callbacks/classes.py":

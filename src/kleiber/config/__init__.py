@@ -14,5 +14,6 @@ if TYPE_CHECKING:
     from kleiber.config.model_size import vocabulary_of, width_of
     from kleiber.config.permissions import permit_data
     from kleiber.config.stages import Quantity, quantity
+    from kleiber.config.targets import build
 
 __all__, __getattr__ = lazy_exports(__name__, {}, __file__)

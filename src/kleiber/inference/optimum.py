@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import fdtrc
 
+from kleiber.inference.parabola import fit_parabola
+
 LEAST_RATES = 5  # fewer do not show whether a parabola fits
 ROUNDING = 1e-20  # mean square of residuals, relative to that of the values, which rounding leaves
 MISFIT = 0.1  # p value of the test of lack of fit below which the parabola is not used
@@ -57,18 +59,14 @@ def at_best_rate(rates: ArrayLike, table: ArrayLike, higher_is_better: bool = Fa
         return with_cell(f"{len(x)} rates, and a parabola needs {LEAST_RATES}")
     if not np.isfinite(values).all():
         return with_cell("a run diverged")
-    design = np.vander(x - x.mean(), 3)
-    coefficients, *_ = np.linalg.lstsq(design, means, rcond=None)
-    curvature, slope, _ = coefficients
-    vertex = -slope / (2 * curvature) if curvature > 0 else math.inf
-    if not x[0] - x.mean() <= vertex <= x[-1] - x.mean():
+    curve = fit_parabola(x, means)
+    if curve is None or not x[0] <= curve.vertex <= x[-1]:
         return with_cell("the parabola has no vertex between the outer rates")
-    if misfit(values, means - design @ coefficients) < MISFIT:
+    if misfit(values, curve.residuals) < MISFIT:
         return with_cell("a parabola does not fit the rates")
-    at = np.vander([vertex], 3)[0]
-    if at @ np.linalg.pinv(design.T @ design) @ at > 1:
+    if curve.variance_at(curve.vertex) > 1:
         return with_cell("the vertex is less certain than a cell")
-    return Optimum(sign * float(at @ coefficients), math.exp(vertex + x.mean()), True)
+    return Optimum(sign * float(curve.at(curve.vertex)), math.exp(curve.vertex), True)
 
 
 def misfit(table: ArrayLike, residuals: ArrayLike) -> float:

@@ -43,8 +43,10 @@ if TYPE_CHECKING:
         numbers,
         parameter_lines,
         predictions,
+        read_record,
         required,
         row_of,
+        select,
     )
     from kleiber.studies.laws.uncertainty import interval, interval_ends, percent, student_quantile
     from kleiber.studies.laws.variance_components import trunk_noise

@@ -3,11 +3,11 @@
 Numerical packages are imported when a command runs, so that `kleiber --help` is fast.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,10 +16,6 @@ from kleiber.config.permissions import permit_data
 from kleiber.config.system_errors import describe
 from kleiber.records.terminal import print_line
 from kleiber.types import Row
-
-if TYPE_CHECKING:
-    from kleiber.studies.fitted_law import FittedLaw
-    from kleiber.studies.laws.law import Law
 
 ColumnMap = Annotated[
     str | None,
@@ -164,16 +160,17 @@ def fit(
     route: Route = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
-    from kleiber.studies.fitted_law import check_options, fit_groups, select_rows, write_groups
-    from kleiber.studies.law_report import lines_by_group
-    from kleiber.studies.laws import analysis
+    from kleiber.studies import law_report
+    from kleiber.studies.fitted_law import check_options, fit_groups, select_rows
+    from kleiber.studies.laws import analysis, laws_json, table_laws
     from kleiber.studies.laws.filters import parse_map, parse_numbers, parse_point, parse_values
-    from kleiber.studies.laws.laws_json import law_by_option
 
-    _run_table_law(context)
     try:
-        pages = import_page_module("law_report") if report else None
-        shape = law_by_option(law).fix(parse_values(fix or (), "--fix"))
+        if report:
+            import_page_module("law_report")
+        if (code := table_laws.run_fit(context.params, _written(context))) is not None:
+            raise typer.Exit(code)
+        shape = laws_json.law_by_option(law).fix(parse_values(fix or (), "--fix"))
         columns = parse_map(map, {"N": params, "D": data, "L": loss, "C": compute})
         rows = select_rows(source, columns, where or (), shape, sigma)
         options = analysis.Options(
@@ -185,37 +182,24 @@ def fit(
         )  # fmt: skip
         check_options(shape, options, delta, sigma)
         laws = fit_groups(rows, by, shape, law, options)
-        write_groups(laws, by, json)
+        records = {group: fitted.record for group, fitted in laws.items()}
+        if json is not None:
+            collection = {"schema": "kleiber.laws/1", "by": by, "laws": records}
+            laws_json.write(collection if by else records[""], json)
     except ValueError as error:
         _refuse(error)
-    print_line("\n".join(lines_by_group({group: fitted.record for group, fitted in laws.items()}, by)))
-    _write_page(pages, report, source, shape, laws, by)
+    for group, record in records.items():
+        print_line("\n".join([*([f"\n{by} = {group}"] if by else []), *law_report.lines(record)]))
+    if report is not None:
+        law_report.write(report, source, shape, records, {group: fitted.rows for group, fitted in laws.items()}, by)
+        print_line(f"report: {report}")
     raise typer.Exit(ExitCode.DONE if all(fitted.accepted for fitted in laws.values()) else ExitCode.UNDECIDED)
 
 
-def _write_page(
-    pages: ModuleType | None, report: Path | None, source: Path, shape: "Law", laws: Mapping[str, "FittedLaw"],
-    by: str | None,
-) -> None:  # fmt: skip
-    """Writes the page of --report, where the module that writes pages was imported for it."""
-    if pages is not None:
-        records = {group: fitted.record for group, fitted in laws.items()}
-        pages.write(report, source, shape, records, {group: fitted.rows for group, fitted in laws.items()}, by)
-        print_line(f"report: {report}")
-
-
-def _run_table_law(context: typer.Context) -> None:
-    """Ends the command with the exit code of a law of `table_laws`; does nothing for another law."""
-    from kleiber.studies.laws import table_laws
-
+def _written(context: typer.Context) -> list[str]:
+    """Returns the names of the arguments that stand on the command line."""
     origins = {name: context.get_parameter_source(name) for name in context.params}
-    written = [name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"]
-    try:
-        code = table_laws.run(context.params, written)
-    except ValueError as error:
-        _refuse(error)
-    if code is not None:
-        raise typer.Exit(code)
+    return [name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"]
 
 
 def predict(
@@ -247,30 +231,32 @@ def predict(
     refused when it was fitted, unless --force is set.
     """
     from kleiber.studies import fitted_law
-    from kleiber.studies.laws import serving
+    from kleiber.studies.laws import serving, table_laws
     from kleiber.studies.laws.filters import parse_map
     from kleiber.studies.laws.laws_json import law_of, read
 
-    _run_table_law(context)
     try:
-        entry, words = read(laws_json, law), list(at or ())
+        record, words = table_laws.read_record(laws_json), list(at or ())
+        entry, most = record or read(laws_json, law), float("inf") if force else max_decades
         if entry["schema"] == "kleiber.laws/1":
             entry, words = fitted_law.select_group(entry, words)
-        form, most = law_of(entry, law), float("inf") if force else max_decades
+        point = [*words, *(f"--{name}" for name in table_laws.CHOICES if context.params.get(name) is not None)]
+        _check_on(on, point, map is not None or bool(where))
         _check_accepted(entry, force)
-        _check_json(json, [serve, max_params], on is None and (map is not None or bool(where)))
-        if on is not None:
-            _check_on(on, words, serve, max_params)
-            rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form, measured=False)
-            _write_predictions(json, *fitted_law.compare(entry, form, rows, most))
+        if record is not None:
+            _write_predictions(json, *table_laws.predict(record, words, context.params, most, _written(context)))
             return
+        table_laws.check_choices(context.params)
+        form = law_of(entry, law)
         if serve is not None or max_params is not None:
+            _check_serving(json, on)
             print_line("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
-        if schedule is not None or steps is not None:
-            predicted = fitted_law.predict_schedule(entry, form, schedule, steps, words, most)
-        else:
+        if on is None:
             predicted = fitted_law.predict_point(entry, form, words, most)
+        else:
+            rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form, measured=False)
+            predicted = fitted_law.compare(entry, form, rows, most)
     except ValueError as error:
         _refuse(error)
     _write_predictions(json, *predicted)
@@ -285,24 +271,22 @@ def _write_predictions(json: Path | None, content: Row, lines: Sequence[str]) ->
     print_line("\n".join(lines))
 
 
-def _check_json(json: Path | None, others: Sequence[object], selects: bool) -> None:
-    """Raises ValueError for --json with an option that asks for another answer than predictions.
+def _check_on(on: Path | None, point: Sequence[str], selects: bool) -> None:
+    """Raises ValueError for a point and a table, and for options that select from a table that is missing.
 
-    selects  whether options select from a table that is missing, which is an error as well
+    point  what stands on the command line for a point
     """
-    if selects:
+    if on is None and selects:
         raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
-    if json is not None and any(option is not None for option in others):
-        raise ValueError(f"--json {json} writes predictions of losses: remove --serve and --max-params")
+    if on is not None and point:
+        raise ValueError(f"{' '.join(point)} and --on {on}: give either a point or a table, not both")
 
 
-def _check_on(on: Path, words: Sequence[str], serve: str | None, max_params: str | None) -> None:
-    """Raises ValueError for options that exclude --on."""
-    if words:
-        raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
-    if serve is not None or max_params is not None:
+def _check_serving(json: Path | None, on: Path | None) -> None:
+    """Raises ValueError for options that ask for another answer than a model to serve."""
+    if others := [f"{name} {path}" for name, path in (("--on", on), ("--json", json)) if path is not None]:
         raise ValueError(
-            f"--serve and --max-params choose a model, and --on {on} predicts the rows of a table: remove one of them"
+            f"{' and '.join(others)}: predict losses, and --serve and --max-params choose a model: remove one of them"
         )
 
 

@@ -18,9 +18,6 @@ from kleiber.studies.laws import (
     laws_json,
     optimum_prediction,
     prediction,
-    schedule_choice,
-    schedule_prediction,
-    schedule_record,
     serving,
     table,
 )
@@ -29,8 +26,6 @@ from kleiber.studies.laws.headline import failures
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Function, Law, as_law
 from kleiber.studies.laws.noise_model import EXTRA
-from kleiber.studies.laws.schedule_table import curves_of, select_curves
-from kleiber.studies.laws.schedules import ScheduleLaw
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -200,8 +195,6 @@ def select_rows(
 
     Raises ValueError for an unknown role, a missing column and unusable rows.
     """
-    if isinstance(law, ScheduleLaw):
-        return select_curves(source, columns, where, measured)
     roles = dict.fromkeys([*law.inputs, *law.swept, "N", "D", "C", "L", *EXTRA])
     check_roles(columns, roles)
     from_runs = isinstance(source, Path) and source.is_dir()
@@ -226,9 +219,6 @@ def fit_table(rows: table.Table, form: Law, name: str, options: analysis.Options
     """
     if isinstance(form, HyperparameterLaw):
         form, record = hyperparameter_record.analyze(rows, form, options)
-        return FittedLaw(laws_json.without_nonfinite(record), form, rows)
-    if isinstance(form, ScheduleLaw):
-        form, record = schedule_record.analyze(rows, options)
         return FittedLaw(laws_json.without_nonfinite(record), form, rows)
     record = analysis.analyze(rows, replace(form, name=name) if ".py:" in name else form, options)
     if options.rank and not record.get("ranking"):
@@ -255,28 +245,19 @@ def fit_groups(
     return laws
 
 
-def write_groups(laws: Mapping[str, FittedLaw], by: str | None, path: Path | None) -> None:
-    """Writes laws.json: one law, or one for each value of the column `by`; nothing where `path` is None."""
-    records = {group: fitted.record for group, fitted in laws.items()}
-    if path is not None:
-        laws_json.write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], path)
-
-
 def check_options(form: Law, options: analysis.Options, delta: float | None, sigma: str | None) -> None:
     """Raises ValueError for options that contradict each other or have no effect on this law.
 
     delta, sigma  the values of --delta and --sigma, if they were given
     """
     analysis.check_options(form, options, delta)
-    if not isinstance(form, HyperparameterLaw | ScheduleLaw):
+    if not isinstance(form, HyperparameterLaw):
         return
     refused = {
         "--fix": form.fixed, "--sigma": sigma, "--at": options.at, "--rank": options.rank, "--loss-fn": options.loss_fn,
         "--space": options.space, "--exclude": options.exclude != "none",
         "--cluster": options.cluster not in (None, "trunk"),
     }  # fmt: skip
-    if isinstance(form, ScheduleLaw):
-        refused |= {"--delta": delta is not None, "--backtest": options.backtest, "--predict": options.predict}
     without_effect = [name for name, value in refused.items() if value]
     if without_effect:
         raise ValueError(
@@ -289,8 +270,6 @@ def predict(record: Row, form: Law, at: Mapping[str, float], max_decades: float 
 
     The key "failures" lists what the law failed at when it was fitted, see `laws.headline.failures`.
     """
-    if isinstance(form, ScheduleLaw):
-        raise ValueError("the law schedule predicts a run: add --schedule NAME --steps STEPS, or --on TABLE of rates")
     if isinstance(form, HyperparameterLaw):
         return optimum_prediction.predict(record, form, at, max_decades)
     return {**prediction.predict(record, form, at, max_decades), "failures": failures(record)}
@@ -302,31 +281,8 @@ def predict_point(record: Row, form: Law, words: Sequence[str], max_decades: flo
     if "refused" in answer:
         raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
     cautions = [f"caution: {failure}" for failure in answer.get("failures", ())]
-    return answer, [prediction_line(form, answer, record["level"]), *cautions]
-
-
-def predict_schedule(
-    record: Row, form: Law, name: str | None, steps: int | None, words: Sequence[str], max_decades: float
-) -> tuple[Json, list[str]]:
-    """Predicts a schedule of kleiber, or a table of rates, from a law of schedules; returns the answer and its lines.
-
-    name, steps, words  see `schedule_prediction.schedule_rates`; best: WSD with the decay of the least loss
-    """
-    if not isinstance(form, ScheduleLaw) or name is None:
-        raise ValueError("--steps needs --schedule, and --schedule needs a law that was fitted with --law schedule")
-    if name == schedule_choice.BEST:
-        answer = schedule_choice.best_decay(record, form, steps, words, max_decades)
-        return answer, schedule_choice.choice_lines(answer, record["level"])
-    at, rates = schedule_prediction.schedule_rates(name, steps, words, record)
-    answer = schedule_prediction.predict_schedule(record, form, at, rates, max_decades)
-    return answer, [schedule_prediction.schedule_line(answer, record["level"])]
-
-
-def prediction_line(form: Law, answer: Row, level: float) -> str:
-    """Formats what `predict` returns as a line."""
-    if isinstance(form, HyperparameterLaw):
-        return optimum_prediction.prediction_line(answer, level)
-    return prediction.prediction_line(answer, level)
+    lines = optimum_prediction if isinstance(form, HyperparameterLaw) else prediction
+    return answer, [lines.prediction_line(answer, record["level"]), *cautions]
 
 
 def compare(record: Row, form: Law, rows: table.Table, max_decades: float) -> tuple[Json, list[str]]:
@@ -337,9 +293,6 @@ def compare(record: Row, form: Law, rows: table.Table, max_decades: float) -> tu
     run; law_lo and law_hi are the confidence interval of the law. Raises ValueError for rows more than `max_decades`
     outside the fitted rows.
     """
-    if isinstance(form, ScheduleLaw):
-        comparison = schedule_prediction.compare_with_curves(record, form, curves_of(rows), max_decades)
-        return comparison, schedule_prediction.comparison_lines(comparison)
     if isinstance(form, HyperparameterLaw):
         _, groups, _ = hyperparameter_record.read_groups(rows, form)
         comparison = optimum_prediction.compare_with_sweep(record, form, groups, max_decades)

@@ -2,18 +2,18 @@
 
 Every arm runs with several settings and learning rates, and is compared on its frontier at equal target loss, since an
 arm that learns less also forgets less. Options name the arms, the one that the others are compared with, the target
-loss, and the questions.
+loss, and the questions. How far fine-tuning moves the load of experts is read from drift metrics: total variation
+distances, 0 to 1, of the shares of assignments by expert on fixed held-out text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kleiber.records.catalog import Run
-from kleiber.studies import expert_loads
-from kleiber.studies.claims import TARGET, Claim, Question, Result, decide_together, read_claims
+from kleiber.studies.claims import RATE, TARGET, Claim, Question, Result, decide_together, read_claims
 from kleiber.studies.compare import contrast
 from kleiber.studies.compare.arms import not_ready, untuned
 from kleiber.studies.compare.contrast import BASES, NATS
@@ -26,9 +26,22 @@ from kleiber.studies.compare.frontier import (
 )
 from kleiber.studies.compare.labels import text_labels
 from kleiber.studies.compare.noise import on_line, seed_noise
-from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, label, method_of, model_arm, outcomes
+from kleiber.studies.compare.rows import (
+    CELL,
+    FROZEN,
+    MIXTURE,
+    PLAIN,
+    REPLAY,
+    Rows,
+    adapter_arms,
+    label,
+    mean,
+    method_of,
+    model_arm,
+    outcomes,
+)
 from kleiber.studies.compare.tables import matched_table, settings_table
-from kleiber.studies.decision import Estimate, as_row
+from kleiber.studies.decision import Estimate, as_row, mean_estimate
 from kleiber.studies.statements import answer_text, statement
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Config, Json, Row
@@ -36,6 +49,9 @@ from kleiber.types import Config, Json, Row
 ARMS = ("method", "model", "adapter")
 MEASURES = {"F": "forgetting F", "target": "target loss"}
 SLACK = 0.05  # relative difference of active parameters that still counts as equal
+KINDS = {"load_shift": "before to after", "load_gap_before": "to the new text, before",
+         "load_gap_after": "to the new text, after"}  # fmt: skip
+Shifts = Mapping[tuple[str, str, int], float]  # distances by (kind, task, layer)
 
 
 @dataclass(frozen=True)
@@ -117,7 +133,7 @@ class Forgetting(EqualTargetStudy):
             "study": self, "rows": rows, "points": points, "order": order,
             "best": target.best, "at": target.common, "matched": target.levels(self.level), "chosen": chosen,
             "results": results, "between_arms": results[: len(asked)],
-            "loads": expert_loads.load_table(rows, chosen, self.level),
+            "loads": load_table(rows, chosen, self.level),
             "seed_noise": {"F": noise["F"].sd, "df": noise["F"].df, "target": noise["target"].sd},
             "complaints": self.complaints(target), "texts": text_labels(runs),
         }  # fmt: skip
@@ -131,7 +147,7 @@ class Forgetting(EqualTargetStudy):
         if self.reference not in set(rows["method"]):
             raise ValueError(f"no finished run of {label(self.reference)}, which the other arms are compared with")
         by_name = {run.name: run for run in runs}
-        return rows.assign(shifts=[expert_loads.shifts(by_name[name]) for name in rows["run"]])
+        return rows.assign(shifts=[shifts(by_name[name]) for name in rows["run"]])
 
     def questions(self, target: EqualTarget, claims: Sequence[Claim], waiting: str) -> list[Question]:
         """Returns the claims about two arms with their differences by seed; `waiting` says why the runs decide nothing.
@@ -216,7 +232,7 @@ def bound_of(result: Result) -> str:
 
 def further_claims(rows: Rows, waiting: str) -> list[Question]:
     """Returns the claims that need no target loss; `waiting` says why the runs decide nothing yet."""
-    asked = [*contrast.questions_on_forgetting(rows), *expert_loads.frozen_load(rows)]
+    asked = [*contrast.questions_on_forgetting(rows), *frozen_load(rows)]
     return [replace(entry, problem=waiting) for entry in asked]
 
 
@@ -321,3 +337,52 @@ def figures(record: Json) -> Figures:
     if record["loads"]:
         charts["loads"] = lambda: drawing.loads(record["loads"], names)
     return charts
+
+
+def shifts(run: Run) -> Shifts:
+    """Returns the distances of a run; empty for a model without experts."""
+    distances = {}
+    for name, value in run.metrics.items():
+        first, *rest = name.split("/")
+        if first == "drift" and len(rest) >= 3 and rest[-2] in KINDS and value is not None:
+            distances[rest[-2], "/".join(rest[:-2]), int(rest[-1])] = value
+    return distances
+
+
+def load_table(rows: Rows, chosen: Rows, level: float) -> list[Json]:
+    """Returns a row for each arm at its chosen setting, text and layer: the mean distance over seeds, and interval.
+
+    rows    with the column `shifts`
+    chosen  one setting of each arm
+    """
+    kept = rows.merge(chosen[CELL], on=CELL).sort_values("method", kind="stable")
+    table = []
+    for arm, part in kept.groupby("method", sort=False):
+        keys = {key for distances in part["shifts"] for key in distances}
+        for kind, task, layer in sorted(keys, key=lambda key: ([*KINDS].index(key[0]), *key[1:])):
+            values = [entry[kind, task, layer] for entry in part["shifts"] if (kind, task, layer) in entry]
+            entry = {"arm": label(str(arm)), "text": task, "distance": KINDS[kind], "layer": layer}
+            table.append({**entry, **as_row(mean_estimate(values, level, "total variation"))})
+    return table
+
+
+def frozen_load(rows: Rows) -> list[Question]:
+    """The claim that freezing the router moves the load of the earlier text less; empty without such runs.
+
+    Layers and learning rates are averaged within seeds.
+    """
+    shifted = rows.assign(moved=[earlier_shift(distances) for distances in rows["shifts"]])
+    table = shifted.pivot_table(index=["seed", "lr"], columns="method", values="moved")
+    if not {MIXTURE, FROZEN} <= set(table):
+        return []
+    gaps = (table[FROZEN] - table[MIXTURE]).dropna().groupby("seed").mean().tolist()
+    claim = Claim(of={"arm": FROZEN}, against={"arm": MIXTURE}, measure="load_shift", equal=RATE)
+    text = "the load of the earlier text moves less with the router frozen, at equal learning rate"
+    unit = "of total variation, mean of layers and rates"
+    return [Question(claim=claim, text=text, values=gaps, unit=unit, better="lower")] if gaps else []
+
+
+def earlier_shift(distances: Shifts) -> float:
+    """Mean over layers and earlier tasks of how far their load moved; nan where it is not known."""
+    earlier = {task for kind, task, _ in distances if kind == "load_gap_before"}
+    return mean([value for (kind, task, _), value in distances.items() if kind == "load_shift" and task in earlier])

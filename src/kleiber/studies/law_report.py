@@ -17,15 +17,12 @@ import pandas as pd
 from kleiber.records.files import write_text
 from kleiber.records.regular_files import make_folder
 from kleiber.studies import optimum_report
-from kleiber.studies.laws import schedule_record
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.headline import headline
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.prediction import fitted_values, prediction_line
 from kleiber.studies.laws.problem import pool
-from kleiber.studies.laws.schedule_table import curves_of
-from kleiber.studies.laws.schedules import ScheduleLaw
 from kleiber.studies.laws.table import NOT_FINITE, Table, label
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.laws.verdicts import list_rows, verdict_lines
@@ -36,12 +33,6 @@ if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
 
 MOST_ROWS = 500  # at most this many rows are listed on the page
-
-
-def lines_by_group(records: Mapping[str, Row], by: str | None) -> list[str]:
-    """Returns the printed lines of all records, each after its group if the table was split by the column `by`."""
-    headings = {group: [f"\n{by} = {group}"] if by else [] for group in records}
-    return [line for group, entry in records.items() for line in headings[group] + lines(entry)]
 
 
 def lines(entry: Row) -> list[str]:
@@ -67,8 +58,6 @@ def lines(entry: Row) -> list[str]:
         out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
     if "optima" in entry:
         return [*out, *optimum_report.lines(entry), *verdict_lines(entry)]
-    if "curves" in entry:
-        return [*out, *schedule_record.lines(entry), *verdict_lines(entry)]
     out += [_backtest_line(test, level) for test in entry["backtests"]]
     for rank in entry.get("ranking", ()):
         error = f"error {rank['mare']:.2%} on the {rank['n_test']} held-out rows of largest compute"
@@ -163,7 +152,7 @@ def format_estimate(estimate: Row) -> str:
 
 def _interval_method(entry: Row) -> str:
     if used := entry["bootstrap"]:
-        return f"intervals by {used['method']} ({used['draws']} {'draws' if 'curves' in entry else 'refits'})"
+        return f"intervals by {used['method']} ({used['draws']} refits)"
     methods = {estimate.get("method") for estimate in [*entry["params"].values(), *entry["derived"].values()]}
     widened = ", widened for the noise that trunks share" if "cluster t" in methods else ""
     return "no intervals" if methods == {None} else f"intervals by profile likelihood{widened}"
@@ -252,10 +241,6 @@ def fitted_rows(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
     rows = rows.drop(np.array([label(i) in gone for i in rows.frame.index]), "not fitted")
     if isinstance(form, HyperparameterLaw):
         return optimum_report.swept_rows(rows, form)
-    if isinstance(form, ScheduleLaw):
-        from kleiber.studies.laws import schedule_figures
-
-        return schedule_figures.fitted_rows(entry, form, curves_of(rows))
     pooled = pool(rows, form, entry["objective"]["space"])
     rows = rows if pooled is None else pooled.table
     inputs = rows.inputs(form)
@@ -274,8 +259,6 @@ def _rows_fitted(records: Mapping[str, Row]) -> str:
 
 def headline_of(entry: Row) -> str:
     """Returns the result of a fit in a sentence or two."""
-    if "curves" in entry:
-        return schedule_record.headline(entry)
     return optimum_report.headline(entry) if "optima" in entry else headline(entry)
 
 
@@ -283,13 +266,6 @@ def charts_of(rows: Table | None, form: Law, entry: Row) -> dict[str, Callable[[
     """Returns functions that draw the figures of a fit, by name; without its table, those of the record alone."""
     if isinstance(form, HyperparameterLaw):
         return optimum_report.figures(entry, form, rows)
-    if isinstance(form, ScheduleLaw):
-        if rows is None:
-            return {}
-        from kleiber.studies.laws import schedule_figures
-
-        shown = fitted_rows(rows, form, entry)
-        return {"fit": lambda: schedule_figures.fitted(shown)}
     if rows is None:
         return record_figures(entry)
     return figures(fitted_rows(rows, form, entry), form, entry)
@@ -322,8 +298,6 @@ def methods(records: Mapping[str, Row]) -> str:
     entry = next(iter(records.values()))
     if "optima" in entry:
         return optimum_report.methods(entry)
-    if "curves" in entry:
-        return schedule_record.methods(entry)
     goal = entry["objective"]
     return (
         f"{entry['formula']} ({entry['source']}) was fitted by variable projection with a {goal['kind']} loss in "

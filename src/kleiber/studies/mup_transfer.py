@@ -12,12 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from kleiber.config.model_size import width_of
+from kleiber.inference.parabola import Parabola, fit_parabola
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import Claim, Question, decide_together
 from kleiber.studies.compare.arms import Arm, not_ready, read_ladders
@@ -30,31 +31,6 @@ from kleiber.types import Count, Json, Row
 
 Arms = Mapping[tuple[str, int], Arm]  # by parametrization and size
 Axis = Literal["width", "depth"]  # what the sizes are
-
-
-class Parabola(NamedTuple):
-    """loss = intercept of the seed + slope x + curvature x^2, with x = log2 of the rate less that of the least loss.
-
-    center   log2 of the rate with the least loss
-    unit     covariance of (slope, curvature) for noise of variance 1
-    squares  sum of squared residuals, with `df` degrees of freedom
-    """
-
-    center: float
-    slope: float
-    curvature: float
-    unit: np.ndarray
-    squares: float
-    df: int
-
-    @property
-    def optimum(self) -> float:
-        return self.center - self.slope / (2 * self.curvature)
-
-    def spread(self, noise: float) -> float:
-        """Standard deviation of the optimum by the delta method, for noise of that variance."""
-        jacobian = np.array([-1 / (2 * self.curvature), self.slope / (2 * self.curvature**2)])
-        return float(np.sqrt(noise * jacobian @ self.unit @ jacobian))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +86,7 @@ class MupTransfer(IntervalStudy):
             for entry in (entry for entry in optima if entry["parametrization"] == name and entry[axis] in fits):
                 fit = fits[entry[axis]]
                 half = quantile * fit.spread(noise)
-                entry |= {"lo": 2 ** (fit.optimum - half), "hi": 2 ** (fit.optimum + half)}
+                entry |= {"lo": 2 ** (fit.vertex - half), "hi": 2 ** (fit.vertex + half)}
             drifts += [{**drift(name, fits, noise, quantile, axis), "df": df}] if len(fits) > 1 else []
         return optima, drifts
 
@@ -128,7 +104,7 @@ class MupTransfer(IntervalStudy):
         )
         if fit is None:
             return {**entry, "place": "flat"}, None
-        return {**entry, "lr": 2**fit.optimum, "wider": 2**wider.optimum if wider else None}, fit
+        return {**entry, "lr": 2**fit.vertex, "wider": 2**wider.vertex if wider else None}, fit
 
 
 METHODS = (
@@ -168,21 +144,11 @@ def name_of(place: tuple[str, int], axis: Axis) -> str:
 
 
 def parabola(arm: Arm, rates: Sequence[float]) -> Parabola | None:
-    """Least-squares parabola over the given rates; None unless it is convex and has residual degrees of freedom."""
+    """Least-squares parabola in log2 of the rates; None unless it is convex and has residual degrees of freedom."""
     points = [(lr, seed, loss) for lr in rates for seed, loss in arm.values_by_rate[lr].items() if math.isfinite(loss)]
-    seeds = sorted({seed for _, seed, _ in points})
-    x = np.log2([lr / arm.best_lr for lr, _, _ in points])
-    levels = np.array([[float(seed == other) for other in seeds] for _, seed, _ in points])
-    design, losses = np.column_stack([levels, x, x**2]), np.array([loss for _, _, loss in points])
-    df = len(x) - design.shape[1]
-    if df < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
-        return None
-    solved, *_ = np.linalg.lstsq(design, losses, rcond=None)
-    if solved[-1] <= 0:
-        return None
-    squares = float(((losses - design @ solved) ** 2).sum())
-    unit = np.linalg.inv(design.T @ design)[-2:, -2:]
-    return Parabola(math.log2(arm.best_lr), float(solved[-2]), float(solved[-1]), unit, squares, df)
+    fit = fit_parabola(np.log2([lr for lr, _, _ in points]), [loss for _, _, loss in points],
+                       [seed for _, seed, _ in points], center=math.log2(arm.best_lr))  # fmt: skip
+    return fit if fit is not None and fit.df > 0 and fit.curvature > 0 else None
 
 
 def drift(name: str, fits: Mapping[int, Parabola], noise: float, quantile: float, axis: Axis) -> Json:
@@ -192,7 +158,7 @@ def drift(name: str, fits: Mapping[int, Parabola], noise: float, quantile: float
     its interval is that of the distance between the two optima.
     """
     x = np.log2(np.array(list(fits), dtype=float))
-    y = np.array([fit.optimum for fit in fits.values()])
+    y = np.array([fit.vertex for fit in fits.values()])
     # Noise of exactly 0, as in synthetic rows, would give infinite weights.
     weights = 1 / np.array([max(fit.spread(noise), 1e-9) for fit in fits.values()]) ** 2
     middle = (weights * x).sum() / weights.sum()
@@ -200,7 +166,7 @@ def drift(name: str, fits: Mapping[int, Parabola], noise: float, quantile: float
     slope = float((weights * (x - middle) * y).sum() / across)
     half = quantile * float(across**-0.5)
     small, large = fits[min(fits)], fits[max(fits)]
-    apart = abs(small.optimum - large.optimum)
+    apart = abs(small.vertex - large.vertex)
     off = quantile * float(np.hypot(small.spread(noise), large.spread(noise)))
     cost, least, most = (large.curvature * max(d, 0.0) ** 2 for d in (apart, apart - off, apart + off))
     return {

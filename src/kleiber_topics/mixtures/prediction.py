@@ -190,6 +190,7 @@ class MixtureRecord(TableRecord):
     penalty: NonNegative
     params: list[list[FiniteFloat]]
     draws: list[list[list[FiniteFloat]]]
+    noise: list[NonNegative]
     residuals: Annotated[list[FiniteFloat], Field(min_length=1)]
     proportional: dict[str, NonNegative]
 

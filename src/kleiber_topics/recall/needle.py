@@ -20,6 +20,9 @@ from kleiber_topics.recall.recall import RecallRows
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
+    from kleiber.charts import Chart, Rows
+
+PLACE = "datum.value == 0 ? 'start' : datum.value == 1 ? 'end' : format(datum.value, '.0%')"  # names of depths
 Cell = tuple[int, float]  # length of the haystack in tokens, depth of the needle
 
 
@@ -108,8 +111,6 @@ class Needle(Evaluation):
         """A heat map of the accuracy over depth and length, with a panel for each data set."""
         import pandas as pd
 
-        from kleiber_topics.recall.needles import heat_maps
-
         rows = pd.DataFrame(
             [{"panel": data, **cell} for data, cells in results["details"].items() for cell in cells]
         ).rename(columns={"accuracy": "value"})
@@ -139,3 +140,21 @@ def cell_scores(
         for which, (metric, score) in enumerate((("accuracy", proportion_score), ("loss", mean_score)))
         for prefix, members in groups.items()
     }
+
+
+def heat_maps(rows: Rows, title: str, subtitle: str = "", columns: int = 2) -> Chart:
+    """Returns a panel for each value of `panel`, in order of appearance, with the accuracy written into each cell.
+
+    rows  panel, length (tokens), depth (0 to 1) and value (0 to 1)
+    """
+    import altair as alt
+
+    from kleiber.charts import heat_map
+
+    x = alt.X("length:O", title="haystack (tokens)", axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
+    y = alt.Y("depth:O", title="place of the needle", axis=alt.Axis(labelExpr=PLACE, domain=False, ticks=False))
+    legend = alt.Legend(title="accuracy", format=".0%", values=[0, 0.5, 1])
+    return heat_map(
+        rows, x, y, legend, title, subtitle, domain=(0, 1), style=".0%", panel="panel", columns=columns,
+        tips=["panel:N", "length:O", "depth:O", alt.Tooltip("value:Q", title="accuracy", format=".1%")],
+    )  # fmt: skip

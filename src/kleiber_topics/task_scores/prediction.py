@@ -145,6 +145,7 @@ class DownstreamRecord(TableRecord):
     loss: StageRecord | None
     floor: Annotated[FiniteFloat, Field(ge=0, lt=1)] | None
     domain: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
+    noise: list[NonNegative]
     residuals: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
     misfit: NonNegative
 

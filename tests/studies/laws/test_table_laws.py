@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from html_elements import HOSTILE, elements, shown_text
 
 from kleiber.studies.laws.table_laws import compare, rank_correlation, read_record
 
@@ -64,6 +65,20 @@ def test_runs_of_a_folder_have_the_weights_of_their_data(tmp_path):
     done = run("fit", tmp_path, *words)
     assert done.exit_code == 0 and "12 mixtures of 2 domains" in done.output and "builtin/docs" in done.output
     assert "10 mixtures of 2 domains" in run("fit", tmp_path, *words, "--where", "arm = a").output
+
+
+@pytest.mark.slow
+def test_a_page_shows_the_printed_lines_and_hostile_columns_and_file_names_add_no_element(tmp_path):
+    pytest.importorskip("altair")
+    pages = []
+    for name, column in (("harmless", "w_x"), (HOSTILE.replace("/", ""), f"w_{HOSTILE}")):
+        table, page = tmp_path / f"{name}.csv", tmp_path / f"{len(pages)}.html"
+        mixtures(rows=60)[0].rename(columns={"w_a": column}).to_csv(table, index=False)
+        words = ("--law", "mixture", "--map", "w=w_*,loss=loss_0", "--bootstrap", 20, "--report", page)
+        assert run("fit", table, *words).exit_code == 0
+        pages.append(page.read_text(encoding="utf-8"))
+    assert elements(pages[0]) == elements(pages[1])
+    assert "60 mixtures of 4 domains" in pages[0] and HOSTILE in shown_text(pages[1])
 
 
 @pytest.mark.slow

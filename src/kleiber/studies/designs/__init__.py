@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         parse_lines,
         seed_levels,
     )
-    from kleiber.studies.designs.grid import LR, kept_arms
+    from kleiber.studies.designs.grid import LR, Arms, kept_arms
 
 EXPORTS = {
     "Arms": "grid",
@@ -25,7 +25,6 @@ EXPORTS = {
     "Grid": "grid",
     "IsoFLOP": "isoflop",
     "Methods": "grid",
-    "Schedules": "schedules",
     "Search": "search",
     "Sequences": "sequences",
 }

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from kleiber.inference.parabola import fit_parabola
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.uncertainty import Draws, interval, student_quantile
 from kleiber.types.score import format_interval
@@ -88,14 +89,10 @@ def vertices(N: Array, C: Array, loss: Array, span: float = 0.15, max_sizes: flo
 def _parabola(budget: float, x: Array, losses: Array) -> Vertex | None:
     if len(np.unique(np.round(x, 6))) < 4:
         return None
-    centre = x.mean()
-    (c2, c1, _), covariance = np.polyfit(x - centre, losses, 2, cov=True)
-    vertex = -c1 / (2 * c2) + centre
-    if c2 <= 0 or not x.min() < vertex < x.max():
+    fit = fit_parabola(x, losses)
+    if fit is None or not x.min() < fit.vertex < x.max():
         return None
-    slope = np.array([c1 / (2 * c2**2), -1 / (2 * c2), 0.0])
-    se = float(np.sqrt(max(slope @ covariance @ slope, 0.0)))
-    return Vertex(budget, float(vertex), se, df=len(x) - 3)
+    return Vertex(budget, fit.vertex, fit.spread(fit.squares / fit.df), df=fit.df)
 
 
 def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent | None:

@@ -15,6 +15,7 @@ from itertools import combinations
 
 import numpy as np
 
+from kleiber.inference.parabola import fit_parabola
 from kleiber.studies.laws import allocation
 from kleiber.studies.laws.allocation import Exponent, Vertex, envelope, regress, vertices
 from kleiber.studies.laws.fit import depends, fit
@@ -95,19 +96,11 @@ def parabola_minima(size_curves: list[Curve], least: int = 3) -> list[Vertex]:
             continue
         x = np.array([curve.log_n for curve in here])
         y = np.array([float(curve.at(np.array(budget))) for curve in here])
-        vertex = _vertex(x, y)
-        if x.min() < vertex < x.max():
-            vertices_inside.append(Vertex(float(np.exp(budget)), float(vertex)))
+        fit = fit_parabola(x, y)
+        if fit is not None and x.min() < fit.vertex < x.max():
+            vertices_inside.append(Vertex(float(np.exp(budget)), fit.vertex))
     keep = np.unique(np.linspace(0, len(vertices_inside) - 1, BUDGETS).round().astype(int)) if vertices_inside else []
     return [vertices_inside[i] for i in keep]
-
-
-def _vertex(x: Array, y: Array) -> float:
-    """Returns the x at which the least-squares parabola through (x, y) has its minimum; nan if it has none."""
-    centre = float(x.mean())
-    design = np.vander(x - centre, 3)
-    c2, c1, _ = np.linalg.solve(design.T @ design, design.T @ y)
-    return -c1 / (2 * c2) + centre if c2 > 0 else float("nan")
 
 
 def exponents(

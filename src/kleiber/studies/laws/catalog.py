@@ -12,7 +12,6 @@ from typing import Annotated
 
 import numpy as np
 
-from kleiber.studies.laws import schedules
 from kleiber.studies.laws.hyperparameters import NAME, of_axes
 from kleiber.studies.laws.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, from_extension, law
 
@@ -288,12 +287,9 @@ def find(name: str) -> Law:
     wanted = name.replace("-", "_").lower()
     if wanted == NAME:
         return of_axes(("lr", "batch"))
-    if wanted == schedules.NAME:
-        return schedules.LAW
-    others = (NAME, schedules.NAME)
     names = {alias: shipped for shipped in LAWS.values() for alias in (shipped.name, *shipped.aliases)}
     if wanted in names:
         return names[wanted]
-    near = difflib.get_close_matches(wanted, [*names, *others], n=1)
+    near = difflib.get_close_matches(wanted, [*names, NAME], n=1)
     hint = f"did you mean {near[0]!r}?" if near else "only --law of `kleiber fit` and `predict` runs FILE.py:FUNCTION"
-    raise ValueError(f"law {name!r} must be one of {', '.join(sorted([*LAWS, *others]))}; {hint}")
+    raise ValueError(f"law {name!r} must be one of {', '.join(sorted([*LAWS, NAME]))}; {hint}")

@@ -169,7 +169,7 @@ class HeldOut(RecordPart):
 class Refits(RecordPart):
     """How the refits `draws` were made."""
 
-    method: Literal["cluster t", "cluster bootstrap", "bootstrap", "curve noise"]
+    method: Literal["cluster t", "cluster bootstrap", "bootstrap"]
 
 
 class MisfitRate(RecordPart):

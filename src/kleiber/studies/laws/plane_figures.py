@@ -10,6 +10,7 @@ import pandas as pd
 
 from kleiber.charts.series import Marks, lines
 from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, loss_axis, size_color, span, tick_text
+from kleiber.inference.parabola import fit_parabola
 from kleiber.studies.laws.allocation import budget_groups
 from kleiber.studies.laws.figures import TIP, curve, with_sizes
 from kleiber.studies.laws.law import Array, Law
@@ -47,15 +48,13 @@ def isoflop(rows: pd.DataFrame) -> Chart:
         label, x = tick_text(float(f"{budget:.2g}")), np.log(sizes)
         points += [{"budget": label, "N": size, "loss": loss} for size, loss in zip(sizes, losses, strict=True)]
         near = np.abs(x - x[np.argmin(losses)]) <= np.log(NEAR)
-        center = x[near].mean()
-        c2, c1, c0 = np.polyfit(x[near] - center, losses[near], 2)
+        if (fit := fit_parabola(x[near], losses[near])) is None:
+            continue
         along = np.linspace(x[near].min(), x[near].max(), GRID)
-        heights = np.polyval([c2, c1, c0], along - center)
-        pairs = zip(np.exp(along), heights, strict=True)
+        pairs = zip(np.exp(along), fit.at(along), strict=True)
         curves += [{"budget": label, "N": size, "loss": loss} for size, loss in pairs]
-        vertex = center - c1 / (2 * c2) if c2 > 0 else np.nan
-        if x[near].min() < vertex < x[near].max():
-            minima.append({"budget": label, "N": np.exp(vertex), "loss": c0 - c1**2 / (4 * c2)})
+        if x[near].min() < fit.vertex < x[near].max():
+            minima.append({"budget": label, "N": np.exp(fit.vertex), "loss": float(fit.at(fit.vertex))})
     shown = pd.DataFrame(points)
     budgets = list(dict.fromkeys(shown["budget"]))
     tips = ["budget:N", count_tip("N"), alt.Tooltip("loss:Q", format=".4f")]

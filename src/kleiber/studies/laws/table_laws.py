@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,8 @@ from pydantic import Field, FiniteFloat, ValidationError
 from kleiber.config.errors import ExitCode
 from kleiber.config.extensions import import_offer, offers
 from kleiber.records import catalog
-from kleiber.records.files import read_json, write_json
-from kleiber.records.regular_files import read_bytes
+from kleiber.records.files import read_json, write_text
+from kleiber.records.regular_files import make_folder, read_bytes
 from kleiber.records.terminal import print_line
 from kleiber.studies.laws import laws_json
 from kleiber.studies.laws.filters import check_roles, column_of, keep, number, parse_map, parse_values
@@ -31,13 +31,17 @@ from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.table import label, numbers_of, read
 from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.studies.laws.verdicts import Verdict, verdict_lines, with_verdicts
-from kleiber.types import Json, NonNegative, Row
+from kleiber.types import Json, Row
 from kleiber.types.score import format_interval
+
+if TYPE_CHECKING:
+    from kleiber.charts.theme import Chart
 
 MAX_BYTES = laws_json.MAX_BYTES
 RESAMPLES = 1000  # of the rows, for the interval of a rank correlation
-FIT_OPTIONS = ("source", "law", "map", "where", "bootstrap", "seed", "level", "json")
+FIT_OPTIONS = ("source", "law", "map", "where", "bootstrap", "seed", "level", "json", "report")
 PREDICT_OPTIONS = ("laws_json", "at", "on", "map", "where", "max_decades", "force", "json")
+CHOICES = ("form", "route", "schedule", "steps")  # options that only some of these laws have
 LAWS = "LAWS"  # what packages offer
 
 
@@ -95,9 +99,24 @@ class TableRecord(laws_json.RecordPart):
 
     roles: dict[str, str]
     level: Annotated[FiniteFloat, Field(gt=0, lt=1)]
-    noise: list[NonNegative]
     refused: bool
     verdicts: list[Verdict]
+
+
+def leaf_table(runs: Sequence[catalog.Run], roles: Mapping[str, str]) -> pd.DataFrame:
+    """Returns a row for each leaf of the finished runs, with the columns arm, and parts/NAME for data=mixture."""
+    rows = []
+    for run in runs:
+        parts, arm = run.config.get("data", {}).get("parts"), (run.config.get("study") or {}).get("arm")
+        weights = {f"parts/{name}": weight for name, weight in parts.items()} if isinstance(parts, Mapping) else {}
+        rows += [row | weights | {"arm": arm} for row in run.leaf_rows() if run.finished]
+    return pd.DataFrame(rows)
+
+
+def compare_rows(record: Row, rows: Sequence[Row], measured: Array) -> tuple[Json, list[str]]:
+    """Returns the comparison of predicted rows with their measurements, see `compare`, and its printed lines."""
+    answer = compare(rows, measured)
+    return answer, comparison_lines(answer, len(rows), record["level"])
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ class TableLaw:
     """A law that takes its table as it is.
 
     roles    of columns that --map may name
-    options  of --form and --route, those that the law has
+    options  those of CHOICES that the law has; --schedule and --steps are inputs of `predict_point`
     record   what a prediction needs of the record, and nothing else is read from a file
     fit      a table, columns by role and settings to the record less its verdicts, and these; raises ValueError for
              unusable rows
@@ -113,6 +132,9 @@ class TableLaw:
     predict_rows   record, table and roles to {at, value, lo, hi} of each row, and the measured values or nan
     predict_point  record and inputs by name to such a prediction
     prediction_lines  the printed lines of a prediction by a record
+    summarize  record, predicted rows and measured values to what compares them, and its printed lines
+    read_runs  runs of a folder and columns by role to the table of a fit
+    figures    predicted rows of the fitted table to functions that draw the figures of a page, by name
     """
 
     roles: tuple[str, ...]
@@ -121,8 +143,11 @@ class TableLaw:
     fit: Callable[[pd.DataFrame, Mapping[str, str], Settings], tuple[Json, list[Verdict]]]
     lines: Callable[[Row], list[str]]
     predict_rows: Callable[[Row, pd.DataFrame, Mapping[str, str]], tuple[list[Json], Array]]
-    predict_point: Callable[[Row, Mapping[str, float]], Json]
+    predict_point: Callable[[Row, Row], Json]
     prediction_lines: Callable[[Row, Row], list[str]]
+    summarize: Callable[[Row, Sequence[Row], Array], tuple[Json, list[str]]] = compare_rows
+    read_runs: Callable[[Sequence[catalog.Run], Mapping[str, str]], pd.DataFrame] = leaf_table
+    figures: Callable[[Sequence[Row]], dict[str, Callable[[], Chart]]] = lambda rows: {}
 
     def fit_table(self, frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings) -> Json:
         """Fits the law to a table; returns its record. Raises ValueError for unusable rows."""
@@ -153,34 +178,29 @@ def predictions(at: Sequence[Row], value: Array, draws: Array, level: float) -> 
     return [{"at": place, "value": middle, "lo": lo, "hi": hi} for place, middle, (lo, hi) in rows]
 
 
-def run(options: Row, written: Sequence[str]) -> ExitCode | None:
-    """Runs `kleiber fit` or `predict`, if a law of this kind is chosen, and returns the exit code; else returns None.
+def run_fit(options: Row, written: Sequence[str]) -> ExitCode | None:
+    """Runs `kleiber fit`, if a law of this kind is chosen, and returns the exit code; else returns None.
 
     options  values of the arguments of the command by name
     written  names of those that stand on the command line
 
     Raises ValueError for wrong options and unusable rows.
     """
-    table = (options["map"], options["where"] or ())
-    if "source" in options:
-        laws = offers(LAWS)
-        if options["law"] not in laws:
-            if options["form"] or options["route"]:
-                raise ValueError(f"--form and --route are options of --law {' and '.join(laws)}: remove them")
-            if near := difflib.get_close_matches(options["law"], laws, n=1, cutoff=0.8):
-                raise ValueError(f"--law {options['law']}: did you mean {near[0]!r}?")
-            return None
-        choices = (options[name] for name in ("form", "route", "bootstrap", "seed", "level"))
-        return fit(options["source"], options["law"], *table, Settings(*choices), options["json"], written)
-    if (record := read_record(options["laws_json"])) is None:
-        return None
-    if record["refused"] and not options["force"]:
-        print_line("\n".join(verdict_lines(record)), err=True)
-        print_line("a refused law predicts nothing: add --force to predict anyway", err=True)
-        return ExitCode.UNDECIDED
-    most = float("inf") if options["force"] else options["max_decades"]
-    predict(record, options["at"] or (), options["on"], *table, most, options["json"], written)
-    return ExitCode.DONE
+    law, laws = options["law"], offers(LAWS)
+    if law in laws:
+        settings = Settings(*(options[name] for name in ("form", "route", "bootstrap", "seed", "level")))
+        table = (options["map"], options["where"] or ())
+        return fit(options["source"], law, *table, settings, options["json"], options["report"], written)
+    check_choices(options)
+    if near := difflib.get_close_matches(law, laws, n=1, cutoff=0.8):
+        raise ValueError(f"--law {law}: did you mean {near[0]!r}?")
+    return None
+
+
+def check_choices(options: Row) -> None:
+    """Raises ValueError for an option of CHOICES, which a law of another kind does not have."""
+    if chosen := [f"--{name}" for name in CHOICES if options.get(name) is not None]:
+        raise ValueError(f"{' and '.join(chosen)} must have --law {' or '.join(offers(LAWS))}, or be removed")
 
 
 def check_options(law: str, options: Sequence[str], allowed: Sequence[str]) -> None:
@@ -191,24 +211,18 @@ def check_options(law: str, options: Sequence[str], allowed: Sequence[str]) -> N
         raise ValueError(f"{', '.join(unused)} has no effect on the law {law}: remove it")
 
 
-def select(source: Path, roles: Mapping[str, str], filters: Sequence[str]) -> pd.DataFrame:
-    """Returns the rows of a table that satisfy all filters, with their numbers in the file."""
-    frame = (_runs_table(source) if source.is_dir() else read(source)).reset_index(drop=True)
+def select(
+    source: Path, roles: Mapping[str, str], filters: Sequence[str],
+    read_runs: Callable[[Sequence[catalog.Run], Mapping[str, str]], pd.DataFrame] = leaf_table,
+) -> pd.DataFrame:  # fmt: skip
+    """Returns the rows of a table, or of the runs of a folder, that satisfy all filters, with their numbers in it."""
+    frame = read_runs(catalog.read_runs(source), roles) if source.is_dir() else read(source)
+    frame = (frame if len(frame) else read(source)).reset_index(drop=True)
     for text in filters:
         frame = frame.loc[keep(frame, text, roles)]
     if not len(frame):
         raise ValueError(f"{source}: no row remains after --where {' and '.join(map(repr, filters))}")
     return frame
-
-
-def _runs_table(folder: Path) -> pd.DataFrame:
-    """Returns the finished runs of a folder as `read` does, with the columns arm, and parts/NAME for data=mixture."""
-    rows = []
-    for run in catalog.read_runs(folder):
-        parts, arm = run.config.get("data", {}).get("parts"), (run.config.get("study") or {}).get("arm")
-        weights = {f"parts/{name}": weight for name, weight in parts.items()} if isinstance(parts, Mapping) else {}
-        rows += [row | weights | {"arm": arm} for row in run.leaf_rows() if run.finished]
-    return pd.DataFrame(rows) if rows else read(folder)
 
 
 def roles_of(law: str, text: str | None) -> dict[str, str]:
@@ -219,25 +233,39 @@ def roles_of(law: str, text: str | None) -> dict[str, str]:
 
 
 def fit(
-    source: Path, law: str, map: str | None, filters: Sequence[str], settings: Settings, out: Path | None,
-    options: Sequence[str] = (),
+    source: Path, name: str, map: str | None, filters: Sequence[str], settings: Settings, out: Path | None,
+    page: Path | None = None, options: Sequence[str] = (),
 ) -> ExitCode:  # fmt: skip
     """Fits a law to a table, prints it and writes its record to `out`; returns 3 if the law is refused.
 
+    page     file of the page of --report
     options  names of the options that were written
 
     Raises ValueError for wrong options and unusable rows.
     """
-    check_options(law, options, FIT_OPTIONS)
+    check_options(name, options, FIT_OPTIONS)
     if not 0 < settings.level < 1:
         raise ValueError(f"--level {settings.level:g} must be > 0 and < 1")
-    roles = roles_of(law, map)
-    frame = select(source, roles, filters)
-    record = law_named(law).fit_table(frame, roles, settings)
+    law, roles = law_named(name), roles_of(name, map)
+    frame = select(source, roles, filters, law.read_runs)
+    record = law.fit_table(frame, roles, settings)
     if out is not None:
         laws_json.write(record, out)
-    print_line("\n".join([*law_named(law).lines(record), *verdict_lines(record)]))
+    if page is not None:
+        write_page(page, f"{name} on {source.name}", law, record, frame)
+    print_line("\n".join([*law.lines(record), *verdict_lines(record)]))
     return ExitCode.UNDECIDED if record["refused"] else ExitCode.DONE
+
+
+def write_page(page: Path, title: str, law: TableLaw, record: Row, frame: pd.DataFrame) -> None:
+    """Writes the page of a fit to a table: figures, verdicts and the printed lines."""
+    from kleiber.charts.page import render_page
+
+    charts = law.figures(law.predict_rows(record, frame, record["roles"])[0])
+    drawn = {name: draw() for name, draw in charts.items()}
+    make_folder(page.parent)
+    write_text(page, render_page(title, drawn, verdicts=record["verdicts"], text="\n".join(law.lines(record))))
+    print_line(f"report: {page}")
 
 
 def read_record(path: Path) -> Json | None:
@@ -260,39 +288,38 @@ def read_record(path: Path) -> Json | None:
 
 
 def predict(
-    record: Row, words: Sequence[str], on: Path | None, map: str | None, filters: Sequence[str], max_decades: float,
-    out: Path | None, options: Sequence[str] = (),
-) -> None:  # fmt: skip
-    """Predicts a point or the rows of a table, prints the predictions and writes them to `out`.
+    record: Row, words: Sequence[str], options: Row, max_decades: float, written: Sequence[str]
+) -> tuple[Json, list[str]]:  # fmt: skip
+    """Predicts a point, or the rows of the table --on; returns what --json writes, and the printed lines.
+
+    words    inputs of a point as NAME=NUMBER
+    options  values of the arguments of the command by name
+    written  names of those that stand on the command line
 
     Raises ValueError for wrong options, unusable rows, and points more than `max_decades` outside the fitted runs.
     """
     law = law_named(record["law"])
-    check_options(record["law"], options, PREDICT_OPTIONS)
-    if on is None:
-        if map is not None or filters:
-            raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
-        answer = law.predict_point(record, parse_values(words, "predict"))
+    check_options(record["law"], written, PREDICT_OPTIONS)
+    if options["on"] is None:
+        inputs = {name: options[name] for name in CHOICES if options.get(name) is not None}
+        answer = law.predict_point(record, parse_values(words, "predict") | inputs)
         rows, lines = [answer], law.prediction_lines(record, answer)
-    elif words:
-        raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
     else:
-        roles = {**record["roles"], **roles_of(record["law"], map)}
-        frame = select(on, roles, filters)
+        roles = {**record["roles"], **roles_of(record["law"], options["map"])}
+        frame = select(options["on"], roles, options["where"] or (), law.read_runs)
         rows, measured = law.predict_rows(record, frame, roles)
-        answer = compare(rows, measured) | {"predictions": rows}
-        numbered = zip(frame.index, rows, strict=True)
+        comparison, summary = law.summarize(record, rows, measured)
+        answer = comparison | {"predictions": rows}
+        numbered = zip(frame.index, rows, strict=False)  # a law that has no lines of rows may predict some of them
         lines = [f"row {label(i)}: {line}" for i, row in numbered for line in law.prediction_lines(record, row)]
-        lines += comparison_lines(answer, record["level"])
+        lines += summary
     for row in rows:
         if row.get("decades", 0.0) > max_decades:
             raise ValueError(
                 f"{', '.join(f'{name}={value:g}' for name, value in row['at'].items())}: {row['decades']:.1f} decades "
                 f"outside the rows, above the limit of {max_decades:g}; add --force to predict anyway"
             )
-    if out is not None:
-        write_json(out, answer)
-    print_line("\n".join(lines))
+    return answer, lines
 
 
 def compare(rows: Sequence[Row], measured: Array) -> Json:
@@ -328,11 +355,11 @@ def rank_correlation(value: Array, target: Array, seed: int = 0) -> Json:
     return laws_json.without_nonfinite({"value": float(middle), "lo": ends[0], "hi": ends[1]})
 
 
-def comparison_lines(answer: Row, level: float) -> list[str]:
-    """Returns the printed lines of `compare`."""
+def comparison_lines(answer: Row, count: int, level: float) -> list[str]:
+    """Returns the printed lines of `compare` over a number of rows."""
     if "mae" not in answer:
         return []
-    out = f"{len(answer['predictions'])} rows: mean absolute error {answer['mae']:.4g}, bias {answer['bias']:+.4g}"
+    out = f"{count} rows: mean absolute error {answer['mae']:.4g}, bias {answer['bias']:+.4g}"
     if answer["coverage"] is not None:
         out += f"; {percent(level)} prediction interval contains {answer['coverage']:.0%} of them"
     rank = answer.get("spearman")

@@ -1,31 +1,31 @@
-"""The record (laws.json) of a law of schedules: chooses its form by leaving schedules out, and judges it."""
+"""The law of schedules, `kleiber fit --law schedule`: chooses its form by leaving schedules out, and judges it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from kleiber.studies.laws.analysis import Options, fewest_draws
-from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.problem import rho
-from kleiber.studies.laws.schedule_fit import DELTA, Points, ScheduleFit, fit_curves, points_of
-from kleiber.studies.laws.schedule_table import FEWEST, Curve, curves_of, distinct_schedules
-from kleiber.studies.laws.schedules import FORMS, ScheduleLaw
-from kleiber.studies.laws.table import Table
-from kleiber.studies.laws.uncertainty import interval, percent
-from kleiber.studies.laws.verdicts import Verdict
+from kleiber.studies import Array, Settings, TableLaw, Verdict, parameter_lines
 from kleiber.types import Json, Row
+from kleiber_topics.schedules.choice import choice_lines, predict_point
+from kleiber_topics.schedules.curves import ROLES, Curve, distinct_schedules, read_curves, rows_of_runs
+from kleiber_topics.schedules.fit import Points, ScheduleFit, fit_curves, points_of
+from kleiber_topics.schedules.forms import FORMS
+from kleiber_topics.schedules.prediction import ScheduleRecord, predict_rows, schedule_line, summarize
 
-METHOD = "curve noise"
-TRANSFER, WEIGHT = (
-    1.75e-3,
-    2.0,
-)  # error of the log loss for a new schedule before backtests, and its weight in schedules
-EXPECTED = 0.01  # error of the log loss one decade of steps outside the rows
+if TYPE_CHECKING:
+    from kleiber.charts import Chart
+
+FEWEST = 10  # losses of a curve
+TRANSFER, WEIGHT = 1.75e-3, 2.0  # error of the log loss for a new schedule before backtests; its weight in schedules
 TO_CHOOSE = 3  # schedules: with two, a backtest fits one, which tells nothing about the form
 MOST_LEFT_OUT = 6  # schedules that backtests leave out
+MOST_DRAWS = 400  # recorded
+MOST_CURVES, MOST_ROWS = 6, 150  # drawn, so that a page stays small: curves, and rows of each
 FROM_PRIOR = 0.7  # a parameter is that of its prior if its standard deviation is at least this part of the prior's
 
 
@@ -56,61 +56,41 @@ class LeftOut:
         return max(float((self.error**2 - self.sd**2).mean()), 0.0)
 
 
-def analyze(rows: Table, options: Options) -> tuple[ScheduleLaw, Json]:
-    """Fits both forms to curves; returns the form with the smaller backtest error, and the record of laws.json.
+def fit(frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings) -> tuple[Json, list[Verdict]]:
+    """Fits both forms to curves; returns the record of the form with the smaller backtest error, and its verdicts.
 
-    Raises ValueError for steps that do not increase within a run, and for runs of few losses.
+    Raises ValueError for rows that no curve can have, and for runs of few losses.
     """
-    curves = curves_of(rows)
+    curves = read_curves(frame, roles)
     for curve in curves:
         if len(curve.at) < FEWEST:
             raise ValueError(
-                f"column {rows.roles['L']!r}: run {curve.name!r} has {len(curve.at)} losses after its warm-up, fewer "
-                f"than {FEWEST}: add points, or exclude the run with --where"
+                f"column {roles.get('loss', 'loss')!r}: run {curve.name!r} has {len(curve.at)} losses after its "
+                f"warm-up, fewer than {FEWEST}: add points, or exclude the run with --where"
             )
     points, groups = points_of(curves), distinct_schedules(curves)
-    fits = {form.form: fit_curves(form, curves, points) for form in FORMS}
+    fits = {name: fit_curves(form, curves, points) for name, form in FORMS.items()}
     tests = {name: _leave_out(fits[name], curves, points, groups) for name in fits} if len(groups) > 1 else {}
-    form = FORMS[0]
+    name = next(iter(FORMS))
     if len(groups) >= TO_CHOOSE:
-        form = min(FORMS, key=lambda each: np.mean([test.relative for test in tests[each.form]]))
-    fitted, left_out = fits[form.form], tests.get(form.form, [])
-    judged = [*_refusals(points, groups), *_form_verdicts(form, tests), *_prior_verdict(fitted)]
+        name = min(FORMS, key=lambda each: np.mean([test.relative for test in tests[each]]))
+    fitted, left_out = fits[name], tests.get(name, [])
+    judged = [*_refusals(points, groups), *_form_verdicts(name, tests), *_prior_verdict(fitted)]
     judged += _naive_verdicts(left_out)
-    draws = fitted.draws(options.bootstrap, options.seed) if options.bootstrap else None
+    draws = fitted.draws(settings.bootstrap, settings.seed)
     transfer = float(np.sqrt((WEIGHT * TRANSFER**2 + sum(test.excess for test in left_out)) / (WEIGHT + len(left_out))))
-    at = fitted.values[None]
-    derived = None if draws is None else form.derive(draws)
     every = np.concatenate(fitted.residuals)
-    delta = DELTA * fitted.noise.sd
     record: Json = {
-        "schema": "kleiber.law/1", "law": form.name, "formula": form.formula, "source": form.source,
-        "n": len(every), "excluded": rows.excluded, "suspects": [],
-        "objective": {"kind": "huber", "delta": delta, "space": "log",
-                      "value": float(rho(every, "huber", delta).sum()), "sigma": None},
-        "params": _estimates(form.named(at), None if draws is None else form.named(draws), options.level),
-        "derived": _estimates(form.derive(at), derived, options.level),
-        "cov": fitted.cov.tolist(), "cov_of": [f"log {name}" for name in form.params],
-        "level": options.level, "residual_rms": float(np.sqrt(np.mean(every**2))),
-        "bootstrap": None if draws is None else {"method": METHOD, "draws": len(draws)},
-        "domain": _domain(curves, points), "runs_hash": rows.hash(),
-        "draws": [] if draws is None else draws[: max(400, fewest_draws(options.level))].tolist(),
-        "noise": None, "residual_sd": None,
-        "misfit": {"at_one_decade": EXPECTED, "tests": 0, "expected": EXPECTED},
+        "schema": "kleiber.schedule/1", "law": "schedule", "form": name, "formula": fitted.form.formula,
+        "source": fitted.form.source, "n": len(every), "rows": sum(len(curve.at) for curve in curves),
+        "level": settings.level, "params": dict(zip(fitted.form.params, fitted.values.tolist(), strict=True)),
+        "draws": draws[:MOST_DRAWS].tolist(), "cov": fitted.cov.tolist(), "domain": _domain(curves, points),
+        "residual_rms": float(np.sqrt(np.mean(every**2))),
         "scatter": {"noise": fitted.noise.sd, "transfer": transfer, "inflation": fitted.noise.inflation},
         "curves": [_curve_row(curve, each) for curve, each in zip(curves, fitted.residuals, strict=True)],
-        "approaches": [], "accounting": [], "allocation": [],
-        "backtests": [_test_row(test, name, fitted) for name, each in tests.items() for test in each],
-        "predictions": [], "verdicts": [asdict(verdict) for verdict in judged],
-        "refused": any(verdict.level == "refuse" for verdict in judged), "form": form.form,
+        "backtests": [_test_row(test, form) for form, each in tests.items() for test in each],
     }  # fmt: skip
-    if record["refused"]:
-        unknown = {"identified": False, "reason": "these schedules do not determine it"}
-        record["params"] |= {
-            name: entry | unknown for name, entry in record["params"].items() if name not in ("E", "A", "alpha")
-        }
-    rows_read = sum(len(curve.at) for curve in curves)
-    return form, record | ({"pooled": rows_read} if rows_read > len(every) else {})
+    return record, judged
 
 
 def _leave_out(
@@ -120,7 +100,7 @@ def _leave_out(
 
     whole  the fit to all curves
     """
-    form = whole.law
+    form = whole.form
     number = {id(curve): g for g, group in enumerate(groups) for curve in group}
     tests = []
     for g, group in enumerate(groups[:MOST_LEFT_OUT]):
@@ -154,16 +134,6 @@ def _naive(kept: Sequence[Points], gone: Sequence[Points]) -> float | None:
     return float(np.concatenate(errors).mean()) if errors else None
 
 
-def _estimates(values: Mapping[str, Array], draws: Mapping[str, Array] | None, level: float) -> dict[str, Json]:
-    """Returns value and interval of each quantity, from values (1,) and draws (draws,) by its name."""
-    entries: dict[str, Json] = {}
-    for name, value in values.items():
-        lo, hi = (None, None) if draws is None else (float(end) for end in interval(draws[name], level))
-        method = {} if draws is None else {"method": METHOD}
-        entries[name] = {"value": float(value[0]), "lo": lo, "hi": hi, "identified": True, "reason": ""} | method
-    return entries
-
-
 def _domain(curves: Sequence[Curve], points: Sequence[Points]) -> dict[str, list[float]]:
     """Returns the smallest and largest step, sum of rates, and peak rate."""
     columns = {
@@ -179,12 +149,12 @@ def _curve_row(curve: Curve, residuals: Array) -> Json:
             "lr": float(curve.rates.max()), "rms": float(np.sqrt(np.mean(residuals**2)))}  # fmt: skip
 
 
-def _test_row(test: LeftOut, form: str, fitted: ScheduleFit) -> Json:
+def _test_row(test: LeftOut, form: str) -> Json:
     z = 1.645
     naive = {} if test.other is None else {"other_schedules": test.other}
     return {
-        "cut": None, "along": "schedule", "name": test.name, "form": form, "n_train": test.n_train,
-        "n_test": len(test.error), "n_runs": 1, "mare": test.relative, "bias": float(np.expm1(test.error).mean()),
+        "name": test.name, "form": form, "n_train": test.n_train, "n_test": len(test.error),
+        "mare": test.relative, "bias": float(np.expm1(test.error).mean()),
         "mae": float(np.abs(test.losses * np.expm1(test.error)).mean()),
         "coverage": float(np.mean(np.abs(test.error) <= z * np.hypot(test.sd, TRANSFER))), "naive": naive,
     }  # fmt: skip
@@ -201,16 +171,16 @@ def _refusals(points: Sequence[Points], groups: Sequence[Sequence[Curve]]) -> li
     return out
 
 
-def _form_verdicts(form: ScheduleLaw, tests: Row) -> list[Verdict]:
+def _form_verdicts(form: str, tests: Mapping[str, Sequence[LeftOut]]) -> list[Verdict]:
     """Returns a note on the backtest errors of both forms."""
     if not tests:
         return [Verdict("no_backtest", "warn", "no schedule could be left out, so the form was not tested")]
     errors = {name: float(np.mean([test.relative for test in each])) for name, each in tests.items()}
     listed = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
-    text = f"the form is {form.form}, by the mean error for schedules that were left out of the fit: {listed}"
+    text = f"the form is {form}, by the mean error for schedules that were left out of the fit: {listed}"
     if len(next(iter(tests.values()))) < TO_CHOOSE:
         text = (
-            f"the form is {form.form}, the more accurate one in its publication: with two schedules, leaving one out "
+            f"the form is {form}, the more accurate one in its publication: with two schedules, leaving one out "
             f"decides little ({listed})"
         )
     return [Verdict("form", "note", text)]
@@ -219,7 +189,7 @@ def _form_verdicts(form: ScheduleLaw, tests: Row) -> list[Verdict]:
 def _prior_verdict(fitted: ScheduleFit) -> list[Verdict]:
     """Returns a note on parameters that follow their prior."""
     spread = np.sqrt(np.diag(fitted.cov)) / fitted.prior_sd
-    names = [name for name, part in zip(fitted.law.params, spread, strict=True) if part >= FROM_PRIOR]
+    names = [name for name, part in zip(fitted.form.params, spread, strict=True) if part >= FROM_PRIOR]
     if not names:
         return []
     text = f"{', '.join(names)} follow published fits more than these curves: predictions include this uncertainty"
@@ -235,37 +205,61 @@ def _naive_verdicts(tests: Sequence[LeftOut]) -> list[Verdict]:
     ]  # fmt: skip
 
 
-def lines(entry: Row) -> list[str]:
-    """Returns the printed lines of the backtests and of the noise."""
-    chosen = [test for test in entry["backtests"] if test["form"] == entry["form"]]
-    out = [
-        f"  left out {test['name']}: error {test['mae']:.4f} nats ({test['mare']:.2%}), bias {test['bias']:+.2%}"
-        for test in chosen
-    ]
-    scatter = entry["scatter"]
-    out.append(
+def lines(record: Row) -> list[str]:
+    """Returns the printed lines of a record; those of a refused law have no parameters of the decay."""
+    pooled = f" of {record['rows']:,}" if record["rows"] > record["n"] else ""
+    shown = 3 if record["refused"] else len(record["params"])
+    draws = np.array(record["draws"]).reshape(-1, len(record["params"]))[:, :shown]
+    names, values = [*record["params"]][:shown], [*record["params"].values()][:shown]
+    scatter = record["scatter"]
+    return [
+        f"schedule, {record['form']}: {record['formula']}   ({record['source']})",
+        f"{len(record['curves'])} curves, {record['n']:,} points{pooled}, residual rms {record['residual_rms']:.3g}",
+        *parameter_lines(names, values, draws, record["level"], 10),
+        *(
+            f"  left out {test['name']}: error {test['mae']:.4f} nats ({test['mare']:.2%}), bias {test['bias']:+.2%}"
+            for test in record["backtests"] if test["form"] == record["form"]
+        ),
         f"  noise of a curve {scatter['noise']:.2%}, {scatter['inflation']:.3g} points count as one; error for another "
-        f"schedule {scatter['transfer']:.2%}"
-    )
-    return out
+        f"schedule {scatter['transfer']:.2%}",
+    ]  # fmt: skip
 
 
-def headline(entry: Row) -> str:
-    """Returns how well the law predicts a schedule that was left out, or why it decides nothing."""
-    refusal = next((verdict["text"] for verdict in entry["verdicts"] if verdict["level"] == "refuse"), None)
-    if refusal:
-        return f"The curves do not determine the law: {refusal}."
-    errors = [test["mae"] for test in entry["backtests"] if test["form"] == entry["form"]]
-    text = f"The {entry['form']} form predicts a schedule that was left out with a mean absolute error of"
-    return f"{text} {np.mean(errors):.4f} nats, over {len(errors)} schedules."
+def prediction_lines(record: Row, prediction: Row) -> list[str]:
+    """Formats the prediction of a run; a row of a table has no line, since `summarize` has those of each curve."""
+    if "decay" in prediction:
+        return choice_lines(prediction, record["level"])
+    return [schedule_line(prediction, record["level"])] if "curve" in prediction else []
 
 
-def methods(entry: Row) -> str:
-    """Returns the paragraph on methods."""
-    return (
-        "Both forms were fitted to the log losses of all curves with a Huber loss; points of a curve count by the "
-        "autocorrelation time of the residuals. Parameters that few schedules determine badly have priors near "
-        "published fits. The form with the smaller error for schedules left out of the fit was kept. Intervals at "
-        f"{percent(entry['level'])} are percentiles of parameters drawn from the posterior distribution; bands of a "
-        "new run also have the noise of a curve and the error for another schedule."
-    )
+def fitted(rows: Sequence[Row]) -> Chart:
+    """Observed loss (points) and predicted loss (line) vs step, for the first curves."""
+    import altair as alt
+
+    from kleiber.charts import Marks, kind_color
+    from kleiber.charts import lines as line_chart
+
+    table = pd.DataFrame(
+        [{"run": row["run"], "step": row["at"]["step"], "observed": row["observed"], "predicted": row["value"]}
+         for row in rows]
+    )  # fmt: skip
+    names = list(dict.fromkeys(table["run"]))[:MOST_CURVES]
+    parts = [part.iloc[:: max(1, len(part) // MOST_ROWS)] for name, part in table.groupby("run") if name in names]
+    shown = pd.concat(parts, ignore_index=True)
+    tables = [
+        Marks(rows=shown, value="observed", points=8, opacity=0.4, tips=["run:N", "step:Q", "observed:Q"]),
+        Marks(rows=shown, value="predicted", line=1.6, tips=["run:N", "step:Q", "predicted:Q"]),
+    ]
+    x = alt.X("step:Q", title="optimizer step", axis=alt.Axis(format="~s"))
+    y = alt.Y("predicted:Q", title="loss (nats per token)", scale=alt.Scale(zero=False))
+    color = kind_color(names, "run", alt.Legend(orient="bottom", columns=1))
+    return line_chart(tables, x, y, "Loss vs step", color=color, subtitle="points: observed; lines: the law")
+
+
+def schedule() -> TableLaw:
+    """The law of `kleiber fit --law schedule`."""
+    return TableLaw(
+        roles=ROLES, options=("schedule", "steps"), record=ScheduleRecord, fit=fit, lines=lines,
+        predict_rows=predict_rows, predict_point=predict_point, prediction_lines=prediction_lines,
+        summarize=summarize, read_runs=rows_of_runs, figures=lambda rows: {"fit": lambda: fitted(rows)},
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from kleiber_topics.recall.needles import heat_maps
+from kleiber_topics.recall.needle import heat_maps
 
 
 def test_a_panel_for_each_arm_with_common_colors():

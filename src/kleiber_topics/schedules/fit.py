@@ -3,7 +3,7 @@
 Long curves are averaged over neighboring rows first. The fit minimizes a Huber loss of the residuals in units of their
 robust standard deviation. Residuals of a curve are correlated over many rows, so all rows together count as
 rows / `inflation` independent ones, with the autocorrelation time of the residuals as the inflation. Few schedules
-determine the shape of the decay badly; the priors of `schedules.Prior` keep it near published fits until the curves
+determine the shape of the decay badly; the priors of `forms.Prior` keep it near published fits until the curves
 say otherwise.
 """
 
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.schedule_table import Curve
-from kleiber.studies.laws.schedules import Prior, RatePath, ScheduleLaw, rate_path
+from kleiber.studies import Array
+from kleiber_topics.schedules.curves import Curve
+from kleiber_topics.schedules.forms import Form, Prior, RatePath, rate_path
 
 POINTS, LEAST_POINTS, MOST_POINTS = 8_000, 12, 200  # of all curves, and of each
 FARTHEST = 27.0  # largest size of the logarithm of a parameter
@@ -47,7 +47,7 @@ class Noise:
 class ScheduleFit:
     """A fit: the form, its parameters (params,), the covariance of their logarithms, and the noise of a curve."""
 
-    law: ScheduleLaw
+    form: Form
     values: Array
     cov: Array
     noise: Noise
@@ -102,14 +102,14 @@ def groups_of_rows(steps: Array, most: int) -> np.ndarray:
 
 
 def fit_curves(
-    law: ScheduleLaw, curves: Sequence[Curve], points: Sequence[Points], start: ScheduleFit | None = None
+    form: Form, curves: Sequence[Curve], points: Sequence[Points], start: ScheduleFit | None = None
 ) -> ScheduleFit:
     """Fits a form of the law to curves.
 
     points  of the curves, by `points_of`
     start   a fit to more curves, whose noise is that of the curves, and whose parameters are near; None: there is none
     """
-    problem = _Problem(law, points, max(float(curve.rates.max()) for curve in curves))
+    problem = _Problem(form, points, max(float(curve.rates.max()) for curve in curves))
     noise, best = (Noise(2e-3, 10.0), problem.median) if start is None else (start.noise, np.log(start.values))
     for _ in range(ROUNDS if start is None else 0):
         best, _ = problem.minimize(best, noise)
@@ -118,25 +118,25 @@ def fit_curves(
     prior = np.diag(problem.prior_sd**-2.0)
     precision = (jacobian.T @ jacobian - prior) / noise.widening + prior
     cov = np.asarray(np.linalg.pinv(precision, rcond=1e-12), dtype=np.float64)
-    return ScheduleFit(law, np.exp(best), cov, noise, problem.residuals(best), problem.prior_sd)
+    return ScheduleFit(form, np.exp(best), cov, noise, problem.residuals(best), problem.prior_sd)
 
 
 class _Problem:
     """Residuals of log losses as a function of the logarithms of the parameters."""
 
-    def __init__(self, law: ScheduleLaw, points: Sequence[Points], peak: float) -> None:
-        self.law, self.points = law, points
+    def __init__(self, form: Form, points: Sequence[Points], peak: float) -> None:
+        self.form, self.points = form, points
         self.paths = list({id(each.path): each.path for each in points}.values())
         least = float(np.exp(min(each.logs.min() for each in points)))
         total = float(np.mean([each.path.sums[-1] for each in points]))
-        priors = {"E": Prior(0.9 * least, 1.0), "A": Prior(0.1 * least * total**0.5, 5.0), **dict(law.priors)}
-        self.median = np.log([priors[name].median * peak ** priors[name].per_rate for name in law.params])
-        self.prior_sd = np.array([priors[name].sd for name in law.params])
+        priors = {"E": Prior(0.9 * least, 1.0), "A": Prior(0.1 * least * total**0.5, 5.0), **dict(form.priors)}
+        self.median = np.log([priors[name].median * peak ** priors[name].per_rate for name in form.params])
+        self.prior_sd = np.array([priors[name].sd for name in form.params])
 
     def residuals(self, logs: Array) -> list[Array]:
         """Returns observed minus predicted log losses of each curve."""
         values = np.exp(logs)[None]
-        predicted = {id(path): np.log(self.law.losses(path, values)[0]) for path in self.paths}
+        predicted = {id(path): np.log(self.form.losses(path, values)[0]) for path in self.paths}
         return [each.logs - predicted[id(each.path)] for each in self.points]
 
     def objective(self, logs: Array, noise: Noise) -> Array:
@@ -149,7 +149,7 @@ class _Problem:
         """Returns the derivatives of `objective` by the logarithms of the parameters."""
         values = np.exp(logs)
         slopes = {
-            id(path): self.law.gradient(path, values) / self.law.losses(path, values[None])[0][:, None]
+            id(path): self.form.gradient(path, values) / self.form.losses(path, values[None])[0][:, None]
             for path in self.paths
         }
         size = np.abs(np.concatenate(self.residuals(logs))) / noise.sd

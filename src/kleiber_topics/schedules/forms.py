@@ -12,14 +12,13 @@ Source: Tissue et al. 2024, arXiv:2408.11029 (annealing); Luo et al. 2025, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from kleiber.studies.laws.law import Array, Law, Shape
+from kleiber.studies import Array
 
-NAME = "schedule"
 LEAST_LOSS = 1e-3  # a candidate law that predicts less is searched as if it predicted this
 LEAST_RATE = 1e-6  # of the peak rate; the rate after a decay to 0 counts as this
 SAME_RATE = 1e-9  # of the peak rate; smaller changes are rounding
@@ -141,28 +140,20 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class ScheduleLaw(Law):
-    """The law of schedules in one of its forms; its inputs are the steps and rates of whole runs.
+class Form:
+    """One form of the law.
 
-    form    annealing, multi_power, or "" before the form was chosen
     gain    of the decay; slopes, its derivatives by the logarithms of the parameters
     priors  of the parameters that few schedules determine badly
     """
 
-    form: str = ""
-    gain: Gain = annealing_gain
-    slopes: Slopes = annealing_slopes
-    priors: tuple[tuple[str, Prior], ...] = ()
-
-    def fix(self, values: Mapping[str, float]) -> ScheduleLaw:
-        """Returns the law itself. Raises ValueError if a parameter is to be fixed, since the form is chosen later."""
-        if values:
-            raise ValueError(f"--fix {', '.join(values)} has no effect on the law {NAME}: remove it")
-        return self
-
-    def for_params(self, names: Collection[str]) -> ScheduleLaw:
-        """Returns the form that has the parameters `names`, or the law itself."""
-        return next((form for form in FORMS if set(form.params) == set(names)), self)
+    name: str
+    params: tuple[str, ...]
+    formula: str
+    source: str
+    gain: Gain
+    slopes: Slopes
+    priors: tuple[tuple[str, Prior], ...]
 
     def losses(self, path: RatePath, values: Array) -> Array:
         """Returns the loss at the points of a path for parameters (draws, params), (draws, points)."""
@@ -183,35 +174,26 @@ class ScheduleLaw(Law):
 
     @np.errstate(all="ignore")
     def _losses(self, path: RatePath, values: Array) -> Array:
-        p = {name: column[:, None] for name, column in self.named(values).items()}
+        p = {name: values[:, j : j + 1] for j, name in enumerate(self.params)}
         trend = p["E"] + p["A"] * path.sums ** -p["alpha"]
         loss = trend - self.gain(path, p) if len(path.drops) else trend
         return np.maximum(np.nan_to_num(loss, nan=LEAST_LOSS), LEAST_LOSS)
 
 
-def trend(S: Array, *, E: Array, A: Array, alpha: Array, **_: Array) -> Array:
-    """Returns the loss without decay: E + A S^-alpha, where S is the sum of the learning rates."""
-    return E + A * S**-alpha
-
-
-PARAMETER = Shape(1e-12, 1e12)
-INPUTS = ("run", "step", "lr")
 COMMON = (("alpha", Prior(0.5, 0.5)),)
 # Medians: round numbers near the fits of three sizes in arXiv:2503.12811, table 7; of tau, a momentum of 0.999.
 # Standard deviations: factors of about 2 for C, B and tau, and of 1.35 for the exponents.
-ANNEALING = ScheduleLaw(
-    NAME, trend, INPUTS, dict.fromkeys(("E", "A", "alpha", "C", "tau"), PARAMETER),
+ANNEALING = Form(
+    "annealing", ("E", "A", "alpha", "C", "tau"),
     "L = E + A S1^-alpha - C S2, S2 = sum of (rate_{k-1} - rate_k) lambda^(i-k) over k <= i <= t, lambda = exp(-1/tau)",
-    "Tissue et al. 2024, arXiv:2408.11029", form="annealing", gain=annealing_gain,
-    derived={"lambda": lambda p: np.exp(-1 / p["tau"])},
-    priors=(*COMMON, ("C", Prior(1.5e-4, 2.0, per_rate=-1.0)), ("tau", Prior(1000.0, 1.0))),
+    "Tissue et al. 2024, arXiv:2408.11029", annealing_gain, annealing_slopes,
+    (*COMMON, ("C", Prior(1.5e-4, 2.0, per_rate=-1.0)), ("tau", Prior(1000.0, 1.0))),
 )  # fmt: skip
-MULTI_POWER = ScheduleLaw(
-    NAME, trend, INPUTS, dict.fromkeys(("E", "A", "alpha", "B", "C", "beta", "gamma"), PARAMETER),
+MULTI_POWER = Form(
+    "multi_power", ("E", "A", "alpha", "B", "C", "beta", "gamma"),
     "L = E + A S1^-alpha - B sum_k (rate_{k-1} - rate_k) (1 - (C rate_k^-gamma S_k + 1)^-beta)",
-    "Luo et al. 2025, arXiv:2503.12811", form="multi_power", gain=multi_power_gain, slopes=multi_power_slopes,
-    priors=(*COMMON, ("B", Prior(0.13, 1.0, per_rate=-1.0)), ("C", Prior(2.0, 0.7)), ("beta", Prior(0.6, 0.3)),
-            ("gamma", Prior(0.6, 0.3))),
+    "Luo et al. 2025, arXiv:2503.12811", multi_power_gain, multi_power_slopes,
+    (*COMMON, ("B", Prior(0.13, 1.0, per_rate=-1.0)), ("C", Prior(2.0, 0.7)), ("beta", Prior(0.6, 0.3)),
+     ("gamma", Prior(0.6, 0.3))),
 )  # fmt: skip
-FORMS = (MULTI_POWER, ANNEALING)
-LAW = ScheduleLaw(NAME, trend, INPUTS, {}, "E + A S^-alpha minus the gain of the decay", MULTI_POWER.source)
+FORMS = {form.name: form for form in (MULTI_POWER, ANNEALING)}

@@ -3,29 +3,27 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.fitted_law import fit
-from kleiber.studies.laws.schedule_fit import Noise, _Problem, estimate_noise, groups_of_rows, points_of
-from kleiber.studies.laws.schedule_table import curves_of, select_curves
-from kleiber.studies.laws.schedules import FORMS
-from tests.studies.laws.curves import PLANTED, curves
+from kleiber_topics.schedules.curves import read_curves
+from kleiber_topics.schedules.fit import Noise, _Problem, estimate_noise, groups_of_rows, points_of
+from kleiber_topics.schedules.forms import FORMS
 
-ROLES = {"run": "schedule", "lr": "rate"}
+from .planted import PLANTED, ROLES, curves, fit
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_planted_form_and_its_parameters_are_found(name):
-    law = fit(curves(form=name), "schedule", map=ROLES)
-    assert law.record["form"] == name and law.accepted
+    record = fit(curves(form=name))
+    assert record["form"] == name and not record["refused"]
     form, values = PLANTED[name]
-    assert [law.params[each]["value"] for each in form.params][:3] == pytest.approx(values[:3], rel=0.03)
-    assert [law.params[each]["value"] for each in form.params][3:] == pytest.approx(values[3:], rel=0.3)
-    assert law.record["residual_rms"] < 1e-3
+    assert [record["params"][each] for each in form.params][:3] == pytest.approx(values[:3], rel=0.03)
+    assert [record["params"][each] for each in form.params][3:] == pytest.approx(values[3:], rel=0.3)
+    assert record["residual_rms"] < 1e-3
 
 
 def test_the_slopes_of_the_objective_are_its_derivatives():
-    found = curves_of(select_curves(curves(("cosine", "wsd")), ROLES, []))
-    for form in FORMS:
+    found = read_curves(curves(("cosine", "wsd")), ROLES)
+    for form in FORMS.values():
         problem, noise = _Problem(form, points_of(found), 3e-4), Noise(2e-3, 5.0)
         at = problem.median + 0.1
         step = 1e-6
@@ -50,7 +48,7 @@ def test_spikes_of_a_loss_do_not_move_the_fit():
     table = curves()
     spiked = table.copy()
     spiked.loc[spiked.index[40::60], "loss"] += 1.0
-    clean, robust = (fit(rows, "schedule", map=ROLES, bootstrap=0).params["E"]["value"] for rows in (table, spiked))
+    clean, robust = (fit(rows, bootstrap=0)["params"]["E"] for rows in (table, spiked))
     assert robust == pytest.approx(clean, rel=2e-3)
 
 
@@ -61,4 +59,4 @@ def test_long_curves_are_averaged_finely_where_the_loss_falls_fast():
     sizes = np.bincount(group)
     assert sizes[0] == 1 and sizes[-1] > 100
     table = curves(("constant", "cosine"), every=2)
-    assert all(len(each.logs) <= 200 for each in points_of(curves_of(select_curves(table, ROLES, []))))
+    assert all(len(each.logs) <= 200 for each in points_of(read_curves(table, ROLES)))

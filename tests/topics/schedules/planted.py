@@ -3,12 +3,15 @@
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.laws.schedules import ANNEALING, MULTI_POWER, ScheduleLaw, rate_path
+from kleiber.studies import Settings
+from kleiber_topics.schedules.forms import ANNEALING, MULTI_POWER, rate_path
+from kleiber_topics.schedules.law import schedule
 
 PLANTED = {
     "multi_power": (MULTI_POWER, [3.0, 0.5, 0.5, 420.0, 2.0, 0.58, 0.64]),
     "annealing": (ANNEALING, [3.0, 0.5, 0.5, 0.5, 800.0]),
 }
+ROLES = {"run": "schedule", "lr": "rate"}
 SCHEDULES = ("constant", "cosine", "wsd", "step")
 
 
@@ -40,5 +43,6 @@ def curves(
     return pd.concat(parts, ignore_index=True)
 
 
-def law_of(name: str) -> ScheduleLaw:
-    return PLANTED[name][0]
+def fit(rows: pd.DataFrame, bootstrap: int = 1000, roles=ROLES) -> dict:
+    """The record of the law that is fitted to rows."""
+    return schedule().fit_table(rows, roles, Settings(bootstrap=bootstrap))

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from kleiber.launch.cli import main
-from kleiber.studies.fitted_law import compare, fit, load, select_rows
-from tests.studies.laws.curves import curves
+from kleiber.studies.laws import laws_json
+from kleiber_topics.schedules.prediction import ScheduleRecord, predict_rows, summarize
+
+from .planted import ROLES, curves, fit
 
 MAP = "run=schedule,lr=rate"
-ROLES = {"run": "schedule", "lr": "rate"}
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +21,12 @@ def table():
 
 @pytest.fixture(scope="module")
 def law(table):
-    return fit(table[table["schedule"] != "wsd"], "schedule", map=ROLES, bootstrap=200)
+    return fit(table[table["schedule"] != "wsd"], bootstrap=200)
 
 
 def test_a_schedule_that_was_left_out_is_predicted_within_its_band(law, table, tmp_path, capsys):
     table.to_csv(tmp_path / "curves.csv", index=False)
-    law.write(tmp_path / "laws.json")
-    assert load(tmp_path / "laws.json").params == law.params
+    laws_json.write(law, tmp_path / "laws.json")
     command = ["predict", str(tmp_path / "laws.json"), "--on", str(tmp_path / "curves.csv"), "--map", MAP]
     assert main([*command, "--where", "schedule = wsd", "--json", str(tmp_path / "out.json")]) == 0
     content = json.loads((tmp_path / "out.json").read_text())
@@ -41,14 +41,15 @@ def test_a_schedule_that_was_left_out_is_predicted_within_its_band(law, table, t
 
 def test_a_table_of_rates_without_losses_is_predicted(law, table):
     rates = table[table["schedule"] == "wsd"].drop(columns="loss")
-    content, lines = compare(law.record, law.form, select_rows(rates, ROLES, [], law.form, measured=False), 3.0)
-    assert "mae" not in content and len(content["predictions"]) == len(rates) - 6  # but for the warm-up
-    assert len(lines) == 1 and content["predictions"][-1]["lo"] < content["predictions"][-1]["value"]
+    rows, measured = predict_rows(law, rates, ROLES)
+    content, lines = summarize(law, rows, measured)
+    assert "mae" not in content and len(rows) == len(rates) - 6  # but for the warm-up
+    assert len(lines) == 1 and rows[-1]["lo"] < rows[-1]["value"]
 
 
 @pytest.mark.slow
 def test_schedules_of_kleiber_and_tables_of_rates_are_predicted(law, table, tmp_path, capsys):
-    law.write(tmp_path / "laws.json")
+    laws_json.write(law, tmp_path / "laws.json")
     command = ["predict", str(tmp_path / "laws.json"), "--schedule"]
     out = ["--json", str(tmp_path / "out.json")]
     assert main([*command, "wsd", "--steps", "12000", "warmup_steps=500", "final=0.05", *out]) == 0
@@ -63,3 +64,14 @@ def test_schedules_of_kleiber_and_tables_of_rates_are_predicted(law, table, tmp_
     assert [main([*command, *words]) for words in wrong] == [2, 2, 2, 2]
     assert [main(["predict", str(tmp_path / "laws.json"), word]) for word in ("N=1", "steps=5")] == [2, 2]
     assert "decades outside" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"form": "cubic"}, {"params": {"E": 1.0}}, {"draws": [[1.0]]}, {"domain": {}}, {"scatter": {"noise": 1.0}}],
+)
+def test_a_damaged_record_is_refused(law, change):
+    whole = law | {"roles": ROLES}
+    assert ScheduleRecord.model_validate_json(json.dumps(whole)).form == law["form"]
+    with pytest.raises(ValueError):
+        ScheduleRecord.model_validate_json(json.dumps(whole | change))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kleiber.records.catalog import Run, read_runs
-from kleiber.studies import expert_loads
+from kleiber.studies import forgetting
 from kleiber.studies.claims import decide_together
 from kleiber.studies.compare.rows import DENSE, FROZEN, MIXTURE, label
 from kleiber.studies.forgetting import Forgetting
@@ -32,14 +32,14 @@ def test_loads_have_a_row_for_each_text_layer_and_arm_with_experts(record):
 def test_shifts_of_a_task_with_a_slash_in_its_name_are_read():
     metrics = {"drift/builtin/docs/load_shift/1": 0.5, "drift/weights": 1.0, "drift/builtin/docs/kl": 0.1}
     run = Run(Path(), "finished", {"stages": [{"metrics": metrics}]})
-    assert expert_loads.shifts(run) == {("load_shift", "builtin/docs", 1): 0.5}
+    assert forgetting.shifts(run) == {("load_shift", "builtin/docs", 1): 0.5}
 
 
 def test_only_earlier_texts_count_when_the_router_is_judged(record):
     """The load of the new text moves by .5 in both arms; that of the earlier text by .2 less with a frozen router."""
-    (result,) = decide_together(expert_loads.frozen_load(record["rows"]), 0.9)
+    (result,) = decide_together(forgetting.frozen_load(record["rows"]), 0.9)
     assert result.estimate is not None and result.estimate.value == pytest.approx(-0.2)
     assert result.decision == "supported" and result.claim.direction == "lower"
-    assert expert_loads.frozen_load(record["rows"][record["rows"]["method"] != FROZEN]) == []
+    assert forgetting.frozen_load(record["rows"][record["rows"]["method"] != FROZEN]) == []
     distances = {("load_shift", "docs", 0): 0.1, ("load_shift", "code", 0): 0.9, ("load_gap_before", "docs", 0): 0.2}
-    assert expert_loads.earlier_shift(distances) == pytest.approx(0.1)
+    assert forgetting.earlier_shift(distances) == pytest.approx(0.1)

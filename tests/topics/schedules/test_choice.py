@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from kleiber.launch.cli import main
-from kleiber.studies.fitted_law import fit
-from kleiber.studies.laws.prediction import fitted_values
-from kleiber.studies.laws.schedule_choice import DECAYS, best_decay
-from kleiber.studies.laws.schedules import rate_path
-from tests.studies.laws.curves import curves
+from kleiber.studies.laws import laws_json
+from kleiber_topics.schedules.choice import DECAYS, best_decay
+from kleiber_topics.schedules.forms import FORMS, rate_path
+from kleiber_topics.schedules.prediction import values_of
+
+from .planted import curves, fit
 
 STEPS = 12000
 
@@ -18,12 +19,12 @@ STEPS = 12000
 @pytest.fixture(scope="module")
 def law():
     table = curves(noise=1e-3)
-    return fit(table[table["schedule"] != "wsd"], "schedule", map={"run": "schedule", "lr": "rate"}, bootstrap=100)
+    return fit(table[table["schedule"] != "wsd"], bootstrap=100)
 
 
 @pytest.fixture(scope="module")
 def answer(law):
-    return best_decay(law.record, law.form, STEPS, ["warmup_steps=500"])
+    return best_decay(law, {"steps": STEPS, "warmup_steps": 500.0})
 
 
 def linear_decay(share, peak):
@@ -38,7 +39,7 @@ def test_the_chosen_decay_has_the_least_loss_of_all(law, answer):
     losses = []
     for share in DECAYS:
         steps, rates = linear_decay(share, 3e-4)
-        losses.append(law.form.losses(rate_path(steps, rates, steps[-1:]), fitted_values(law.record))[0, 0])
+        losses.append(FORMS[law["form"]].losses(rate_path(steps, rates, steps[-1:]), values_of(law))[0, 0])
     assert [row["decay"] for row in answer["decays"]] == pytest.approx(DECAYS)
     assert [row["value"] for row in answer["decays"]] == pytest.approx(losses, rel=5e-4)
     assert answer["decay"]["value"] == DECAYS[int(np.argmin(losses))]
@@ -57,7 +58,7 @@ def test_differences_have_two_intervals_and_are_those_of_predictions(law, answer
 
 @pytest.mark.slow
 def test_the_command_predicts_the_best_decay(law, tmp_path, capsys):
-    law.write(tmp_path / "law.json")
+    laws_json.write(law, tmp_path / "law.json")
     command = ["predict", str(tmp_path / "law.json"), "--schedule", "best"]
     assert main([*command, "--steps", str(STEPS), "--json", str(tmp_path / "out.json")]) == 0
     content = json.loads((tmp_path / "out.json").read_text())
@@ -70,6 +71,5 @@ def test_the_command_predicts_the_best_decay(law, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_law_without_draws_has_no_intervals():
     table = curves(noise=1e-3)
-    law = fit(table, "schedule", map={"run": "schedule", "lr": "rate"}, bootstrap=0)
-    answer = best_decay(law.record, law.form, STEPS, [])
+    answer = best_decay(fit(table, bootstrap=0), {"steps": STEPS})
     assert answer["decay"]["lo"] is None and answer["against"]["wsd"]["run_lo"] is None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from kleiber.config.stages import Quantity, quantity
-from kleiber.records.terminal import print_line
-from kleiber.studies.designs.design import Cell, SweepContext, Values
-from kleiber.studies.designs.grid import LR, Arms
+from pathlib import Path
+
+from kleiber.config import Quantity, quantity
+from kleiber.records import print_line
+from kleiber.studies import read_record
+from kleiber.studies.designs import LR, Arms, Cell, SweepContext, Values
 from kleiber.types import Count, Positive
 
 
@@ -43,18 +45,14 @@ class Schedules:
 
         Raises ValueError for a law that is none of schedules, or was refused when it was fitted.
         """
-        from kleiber.studies import fitted_law
-        from kleiber.studies.laws.laws_json import law_of, read
+        from kleiber_topics.schedules.choice import best_decay, choice_lines
 
-        record = read(str(self.law))
-        refused = any(verdict["level"] == "refuse" for verdict in record["verdicts"])
-        if refused or record.get("law") != "schedule":
+        record = read_record(Path(str(self.law)))
+        if record is None or record["refused"] or record["law"] != "schedule":
             raise ValueError(
                 f"design.law={self.law} must be the laws.json of `kleiber fit --law schedule`, and not one that was "
                 "refused"
             )
-        steps = int(quantity(self.tokens)) // context.batch_tokens
-        words = [f"lr={self.lr:g}"]
-        answer, lines = fitted_law.predict_schedule(record, law_of(record), "best", steps, words, float("inf"))
-        print_line("\n".join(lines))
+        answer = best_decay(record, {"steps": int(quantity(self.tokens)) // context.batch_tokens, "lr": self.lr})
+        print_line("\n".join(choice_lines(answer, record["level"])))
         return answer["decay"]["value"]

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import pytest
 
 from kleiber.studies.designs.design import parse_lines
-from kleiber.studies.designs.schedules import Schedules
-from kleiber.studies.fitted_law import fit
-from kleiber.studies.laws.schedule_choice import best_decay
-from tests.studies.laws.curves import curves
+from kleiber.studies.laws import laws_json
+from kleiber_topics.schedules.choice import best_decay
+from kleiber_topics.schedules.schedule import Schedules
+
+from .planted import curves, fit
 
 
 @dataclass
@@ -30,10 +31,10 @@ def test_without_a_law_three_schedules_have_equal_tokens_rate_and_seeds():
 @pytest.mark.slow
 def test_a_law_chooses_the_decay_for_the_steps_of_the_budget(tmp_path, capsys):
     table = curves(noise=1e-3)
-    law = fit(table, "schedule", map={"run": "schedule", "lr": "rate"}, bootstrap=40)
-    law.write(tmp_path / "law.json")
+    law = fit(table, bootstrap=40)
+    laws_json.write(law, tmp_path / "law.json")
     cells = Schedules("12M", 3e-4, str(tmp_path / "law.json"), seeds=1).cells(Context())
-    chosen = best_decay(law.record, law.form, 12000, ["lr=3e-4"])["decay"]["value"]
+    chosen = best_decay(law, {"steps": 12000, "lr": 3e-4})["decay"]["value"]
     arms = {parse_lines(cell)["study.arm"]: parse_lines(cell) for cell in cells}
     assert list(arms) == ["best", "wsd", "cosine"] and float(arms["best"]["schedule.decay"]) == chosen
     assert arms["best"]["schedule"] == "wsd" and "schedule.decay" not in arms["wsd"]
@@ -43,6 +44,6 @@ def test_a_law_chooses_the_decay_for_the_steps_of_the_budget(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_law_of_one_schedule_chooses_nothing(tmp_path):
     table = curves(("constant",), noise=1e-3)
-    fit(table, "schedule", map={"run": "schedule", "lr": "rate"}, bootstrap=0).write(tmp_path / "law.json")
+    laws_json.write(fit(table, bootstrap=0), tmp_path / "law.json")
     with pytest.raises(ValueError, match=r"design\.law="):
         Schedules("12M", 3e-4, str(tmp_path / "law.json")).cells(Context())

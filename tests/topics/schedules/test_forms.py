@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.schedules import LAW, MULTI_POWER, rate_path, rate_sums, warmup_length
-from tests.studies.laws.curves import PLANTED, rates_of
+from kleiber_topics.schedules.forms import MULTI_POWER, rate_path, rate_sums, warmup_length
+
+from .planted import PLANTED, rates_of
 
 
 def test_a_constant_rate_gains_nothing_and_sums_to_rate_times_steps():
@@ -31,9 +32,3 @@ def test_the_warm_up_ends_at_the_first_full_rate():
     rates = np.array([1.0, 2.0, 3.0, 3.0, 2.0, 1.0])
     assert warmup_length(rates) == 2 and warmup_length(np.ones(3)) == 0
     assert rate_sums(np.array([10.0, 20.0]), np.array([2.0, 2.0])) == pytest.approx([10.0, 30.0])
-
-
-def test_a_parameter_cannot_be_fixed_before_the_form_is_chosen():
-    with pytest.raises(ValueError, match="--fix alpha"):
-        LAW.fix({"alpha": 0.5})
-    assert LAW.for_params(MULTI_POWER.params) is MULTI_POWER
