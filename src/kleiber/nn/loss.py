@@ -7,7 +7,9 @@ not supported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from kleiber.types.batch import Batch
 from kleiber.types.model import Head
 
 CPU_ROWS, LOGIT_BYTES = 256, 2**30  # of a chunk; the logits are in fp32
+_chunks_of: ContextVar[str | None] = ContextVar("_chunks_of", default=None)
 
 
 class CrossEntropy(NamedTuple):
@@ -83,9 +86,19 @@ def chunk_rows(weight: Float[Tensor, "vocab features"], chunk: int | None = None
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be >= 1")
         return chunk
-    if weight.device.type == "cpu":
+    if (_chunks_of.get() or weight.device.type) == "cpu":
         return CPU_ROWS
     return max(CPU_ROWS, LOGIT_BYTES // (4 * len(weight)) // CPU_ROWS * CPU_ROWS)
+
+
+@contextmanager
+def chunks_of(device: str) -> Iterator[None]:
+    """Within it chunks have the rows that suit a device, cpu or gpu, wherever the weight is, to plan its memory."""
+    token = _chunks_of.set(device)
+    try:
+        yield
+    finally:
+        _chunks_of.reset(token)
 
 
 def _rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

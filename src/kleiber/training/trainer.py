@@ -133,12 +133,16 @@ class Local:
 
     def prepare_model(self, model: Model) -> None:
         """Adds activation checkpoints and compilation in place, which keeps the names of parameters."""
-        if self.checkpoint_activations:
-            checkpoint_activations(model)
+        self.prepare_blocks(model)
         if self.compile:
             keep_compiled()
             allow_shapes(model)
             self.compile_model(model)
+
+    def prepare_blocks(self, model: Model) -> None:
+        """Adds activation checkpoints in place."""
+        if self.checkpoint_activations:
+            checkpoint_activations(model)
 
     def compile_model(self, model: Model) -> None:
         """Compiles the forward and the backward pass of the model."""
