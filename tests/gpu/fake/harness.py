@@ -238,6 +238,7 @@ def combinations(folder: Path) -> dict[str, list[str]]:
     more = {
         "fp32": [*TINY, "trainer.precision=32"], "fp32 mixture": [*mixture, "trainer.precision=32"],
         "recomputed": [*TINY, "trainer.checkpoint_activations=true"], "micro": [*TINY, "batch.micro=2"],
+        "selective": [*TINY, "trainer.checkpoint_activations=selective"],
         "recomputed mixture": [*mixture, "trainer.checkpoint_activations=true"],
         "micro mixture": [*mixture, "batch.micro=2"], "z-loss": [*TINY, "objective.z_loss=1e-4"],
         "grouped keys": [*TINY, "model.attention.num_kv_heads=1"], "soft-cap": [*TINY, "model.attention.soft_cap=50"],
