@@ -66,10 +66,11 @@ def test_experts_alone_are_divided_by_expert_parallelism(cache_dir):
     assert 0.125 < divided.parts["weights"] / alone.parts["weights"] < 0.5
 
 
-def test_chunks_of_the_loss_suit_the_planned_device_within_a_plan_alone():
+def test_chunks_of_the_loss_suit_the_planned_device():
     weight = torch.empty(2**18, 1)
-    with loss.chunks_of("gpu"):
-        assert loss.chunk_rows(weight) == 1024
+    token = loss.PLANNED.set("gpu")
+    assert loss.chunk_rows(weight) == 1024
+    loss.PLANNED.reset(token)
     assert loss.chunk_rows(weight) == loss.CPU_ROWS
 
 

@@ -7,8 +7,7 @@ not supported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from kleiber.types.batch import Batch
 from kleiber.types.model import Head
 
 CPU_ROWS, LOGIT_BYTES = 256, 2**30  # of a chunk; the logits are in fp32
-_chunks_of: ContextVar[str | None] = ContextVar("_chunks_of", default=None)
+PLANNED: ContextVar[str | None] = ContextVar("PLANNED", default=None)  # cpu or gpu, in place of the weight's device
 
 
 class CrossEntropy(NamedTuple):
@@ -86,19 +85,9 @@ def chunk_rows(weight: Float[Tensor, "vocab features"], chunk: int | None = None
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be >= 1")
         return chunk
-    if (_chunks_of.get() or weight.device.type) == "cpu":
+    if (PLANNED.get() or weight.device.type) == "cpu":
         return CPU_ROWS
     return max(CPU_ROWS, LOGIT_BYTES // (4 * len(weight)) // CPU_ROWS * CPU_ROWS)
-
-
-@contextmanager
-def chunks_of(device: str) -> Iterator[None]:
-    """Within it chunks have the rows that suit a device, cpu or gpu, wherever the weight is, to plan its memory."""
-    token = _chunks_of.set(device)
-    try:
-        yield
-    finally:
-        _chunks_of.reset(token)
 
 
 def _rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from kleiber.config.targets import build
 from kleiber.data.batches import stream
 from kleiber.models.counting import without_weights
 from kleiber.nn.dispatch import Experts
-from kleiber.nn.loss import chunks_of
+from kleiber.nn.loss import PLANNED
 from kleiber.records.closing_table import format_number
 from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan
@@ -104,8 +104,9 @@ def plan_memory(cfg: DictConfig, plan: Plan, hardware: Local, device: str) -> Me
     rows = micro_rows(cfg, plan, hardware.devices)
     batch = next(stream(plan.corpus.train, cfg.seed, 0, rows * min(2, -(-share // rows)), 0, 1))
     live = LiveBytes(plan.corpus.tokenizer.vocab_size)
+    token = PLANNED.set(device)
     try:
-        with torch.random.fork_rng(devices=[]), live.mode, live, chunks_of(device):
+        with torch.random.fork_rng(devices=[]), live.mode, live:
             model = without_weights(plan.model, "cpu")
             if cfg.adapter is not None:
                 build(cfg.adapter).apply(model, cfg.seed)
@@ -113,6 +114,8 @@ def plan_memory(cfg: DictConfig, plan: Plan, hardware: Local, device: str) -> Me
             parts = _peak_of_steps(live, model, plan, hardware, batch, rows)
     except (RuntimeError, TypeError, AttributeError):  # of an operation without a fake one
         return None
+    finally:
+        PLANNED.reset(token)
     return MemoryPlan(rows, parts)
 
 
