@@ -18,6 +18,15 @@ CONTRADICTIONS = [
     ("model.num_heads=3", ["model.num_heads=3", "model.aspect"]),
     ("model.num_heads=4 model.num_kv_heads=3", ["model.num_kv_heads=3", "model.num_heads=4"]),
     ("model/attention=delta data=instruct data.path=x", ["data.pack=true", "model/attention=delta"]),
+    (
+        "trainer.checkpoint_activations=selective model=lstm",
+        ["trainer.checkpoint_activations=selective", "model=lstm", "trainer.checkpoint_activations=true"],
+    ),
+    (
+        "trainer.checkpoint_activations=selective trainer.compile=true",
+        ["trainer.checkpoint_activations=selective", "trainer.compile=true"],
+    ),
+    ("trainer.checkpoint_activations=half", ["trainer.checkpoint_activations=half", "selective"]),
     ("batch.tokens=4000", ["batch.tokens=4000", "model.context=256", "4096"]),
     ("trainer=ddp trainer.devices=3", ["batch.tokens=4096", "trainer.devices=3", "4608"]),
     (

@@ -73,6 +73,10 @@ def test_only_the_batch_is_copied_to_the_device(rows):
     assert {name: places for name, places in copied.items() if places} == {}
 
 
+def test_no_batch_is_copied_from_memory_that_is_not_pinned(rows):
+    assert {name: row["pageable"] for name, row in rows.items() if row["pageable"]} == {}
+
+
 def test_evaluation_and_generation_do_not_wait_for_each_batch_or_token(rows):
     assert rows["model/gpt"]["evaluation"] == {} == rows["model/moe"]["evaluation"]
     # Twice for each call, for the padding and the windows of the prompts: 4 tokens are added in each.

@@ -15,7 +15,8 @@ from small_run import REPOSITORY, TINY
 
 import kleiber.runs.run
 from kleiber import __version__
-from kleiber.launch.main import main
+from kleiber.config.compose import Composer, resolve_config
+from kleiber.launch.main import main, use_visible_gpus
 
 
 class Trainer:
@@ -43,6 +44,34 @@ def trainer(monkeypatch, tmp_path):
     monkeypatch.setattr(kleiber.runs.run, "train", fake)
     monkeypatch.setattr("kleiber.launch.main.check_equal_configs", lambda config: None)  # there are no other ranks
     return fake
+
+
+VISIBLE = [
+    ("0,1,2", ["trainer=ddp"], ("gpu", "bf16", 3)),
+    ("0,1,2", ["trainer=fsdp", "model.depth=3"], ("gpu", "bf16", 3)),
+    ("0,1,2", ["trainer=ddp", "trainer.devices=2"], ("gpu", "bf16", 2)),
+    ("0,1,2", ["trainer=ddp", "trainer.precision=32"], ("gpu", 32, 3)),
+    ("0,1,2", ["trainer=ddp", "trainer.accelerator=gpu"], ("gpu", "bf16", 3)),
+    ("0,1,2", ["trainer=ddp", "trainer.accelerator=cpu"], ("cpu", 32, 2)),
+    ("0", ["trainer=fsdp"], ("cpu", 32, 2)),
+    ("", ["trainer=ddp"], ("cpu", 32, 2)),
+    ("0,1,2", ["trainer=cpu"], ("cpu", 32, 1)),
+    ("0,1,2", [], ("cpu", 32, 1)),
+]
+
+
+@pytest.mark.parametrize(("visible", "overrides", "chosen"), VISIBLE)
+def test_a_distributed_trainer_uses_all_visible_gpus_in_bf16_unless_keys_say_otherwise(
+    monkeypatch, visible, overrides, chosen
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    config = resolve_config(Composer().compose(overrides))[0]
+    before = dict(config["trainer"])
+    settings = use_visible_gpus(config, overrides)
+    trainer = config["trainer"]
+    assert (trainer["accelerator"], trainer["precision"], trainer["devices"]) == chosen
+    changed = {key for key in trainer if trainer[key] != before[key]}
+    assert changed <= {text.removeprefix("trainer.").partition("=")[0] for text in settings}
 
 
 def folders(tmp_path):

@@ -9,6 +9,7 @@ from processes import PATIENCE
 from small_run import REPOSITORY
 from topic_choices import skip_without_topics
 
+from kleiber.config.model_size import gpu_ids
 from kleiber.launch import run_cost
 from kleiber.launch.main import main
 from kleiber.launch.price import LISTED_GROUPS, cell_lines
@@ -59,6 +60,18 @@ def test_estimated_counts_of_a_run_equal_its_summary(planned, launch, tmp_path, 
     assert trained(tmp_path / "root") == {cell["name"]: (cell["params"], cell["tokens"], cell["flops"])}
     assert (plan["schema"], plan["runs"], plan["params"]) == ("kleiber.plan/1", 1, cell["params"])
     assert plan["seconds"] >= cell["seconds"] > 0 and plan["memory_bytes"] > 2**27
+    assert plan["memory_plan"]["bytes"] > 4 * plan["params"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(gpu_ids()), reason="a plan of GPUs that this machine does not have")
+def test_the_memory_of_gpus_is_planned_on_a_machine_without_one(planned):
+    plan, printed = planned("trainer=ddp", "trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.devices=2")
+    memory = plan["memory_plan"]
+    assert (memory["device"], memory["devices"], memory["rows"]) == ("gpu", 2, 1)
+    assert sum(memory["parts"].values()) == memory["bytes"] > 16 * plan["params"]
+    assert [line.split()[0] for line in printed.splitlines()].count("memory") == 1
+    assert plan["seconds"] is None
 
 
 @pytest.mark.slow

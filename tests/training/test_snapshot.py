@@ -1,6 +1,7 @@
 """Copies of a state stay as they were, with tied tensors as one; a writer runs in order and passes errors on."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,6 +40,28 @@ def test_every_tensor_of_a_nested_state_is_copied_once():
     assert copied["a"]["x"] is copied["b"][0] and copied["a"]["x"].tolist() == [1, 1, 1]
     assert copied["a"]["n"] == 3 and copied["b"][1][1] == "text" and copied["b"][1][0].tolist() == [2, 2, 2]
     assert copied["part"].tolist() == [1, 1]
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_tensors_of_a_gpu_are_copied_to_pinned_memory_and_waited_for_once(monkeypatch):
+    calls: list[str] = []
+
+    def empty_like(tensor, *, device, pin_memory):
+        calls.append(f"empty on {device}, pinned {pin_memory}")
+        return torch.empty(tensor.shape)
+
+    stream = SimpleNamespace(synchronize=lambda: calls.append("wait"))
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    tensors = {name: torch.full((2,), value).as_subclass(OnGPU) for name, value in (("a", 1.0), ("b", 2.0))}
+    copied = copy_tensors(tensors)
+    assert calls == ["empty on cpu, pinned True"] * 2 + ["wait"]
+    assert [copied[name].tolist() for name in "ab"] == [[1, 1], [2, 2]]
 
 
 class Gathered:

@@ -94,3 +94,22 @@ def test_without_a_mask_every_token_is_real():
     assert whole.is_real is whole.real
     assert whole.counterpart is not None and bool(whole.counterpart.is_real.all())
     assert whole.counterpart.is_real.shape == whole.counterpart.tokens.shape
+
+
+def test_a_gpu_copies_a_batch_from_pinned_memory(monkeypatch):
+    pinned: list[torch.Tensor] = []
+    sources: list[torch.Tensor] = []
+
+    def pin(tensor):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking: sources.append(tensor) or tensor)
+    rows = Batch(torch.zeros(2, 3, dtype=torch.long))
+    batch = Batch(torch.ones(2, 3, dtype=torch.long), weights=torch.ones(2, 3), counterpart=rows)
+    batch.to("cuda")
+    assert len(sources) == 3
+    assert all(any(source is copy for copy in pinned) for source in sources)
+    batch.to("cpu")
+    assert len(pinned) == 3, "a CPU needs none"

@@ -38,10 +38,13 @@ if TYPE_CHECKING:
 SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}  # of the constraints of annotated_types, in errors
 
 
-def check_division(config: Config) -> None:
-    """Raises ConfigError for devices that there are not, and for what does not work with trainer=expert."""
+def check_division(config: Config, planned: bool = False) -> None:
+    """Raises ConfigError for devices that there are not, and for what does not work with trainer=expert.
+
+    planned  whether the run is only planned, as of GPUs that this machine does not have
+    """
     trainer = config["trainer"]
-    _check_devices(trainer)
+    _check_devices(trainer, planned)
     if not class_attribute(trainer["_target_"], "divides_experts"):
         return
     devices = argument(trainer, "devices")
@@ -58,13 +61,13 @@ def check_division(config: Config) -> None:
             )
 
 
-def _check_devices(trainer: Config) -> None:
+def _check_devices(trainer: Config, planned: bool) -> None:
     devices = argument(trainer, "devices")
     if class_attribute(trainer["_target_"], "is_distributed") is False and devices != 1:
         raise ConfigError(f"trainer.devices={devices} needs a distributed trainer: set trainer=ddp")
     if class_attribute(trainer["_target_"], "shards_weights") and devices < 2:
         raise ConfigError(f"trainer.devices={devices} must be >= 2 for trainer=fsdp")
-    if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
+    if argument(trainer, "accelerator") == "gpu" and not planned and not _has_gpu():
         raise ConfigError("trainer.accelerator=gpu, but this machine has no GPU: set trainer.accelerator=cpu")
 
 
@@ -168,7 +171,7 @@ def check(config: Config, follows: bool = False) -> None:
     for key in OPTIONAL:
         _check_optional(key, config.get(key))
     check_compatibility(config)
-    check_division(config)
+    check_division(config, planned=bool(config["dry_run"]))
     if is_chain(config):
         _check_chain(config)
     else:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import NAMES, attention_kinds, check_layers
+from kleiber.config.model_size import RECURRENT
 from kleiber.config.stage_checks import adds_weights
 from kleiber.config.stages import check_name, is_wrapped, quantity
 from kleiber.config.targets import argument, class_attribute
@@ -92,10 +93,28 @@ def check_compatibility(config: Config) -> None:
     _check_weights(config)
     _check_rollback(config)
     _check_privacy(config)
+    _check_selective(config)
     _check_streaming(config)
     _check_loggers(config.get("logger") or {})
     _check_remote((config.get("callbacks") or {}).get("checkpoints"))
     check_lightning_callbacks(config.get("callbacks"))
+
+
+def _check_selective(config: Config) -> None:
+    """Refuses to keep the products of blocks where they are not operations of their own."""
+    trainer, target = config["trainer"], str(config["model"]["_target_"])
+    if argument(trainer, "checkpoint_activations") != "selective":
+        return
+    refused = {
+        "trainer.compile=true": argument(trainer, "compile"),
+        "model=lstm": target == RECURRENT,
+    }
+    for key, chosen in refused.items():
+        if chosen:
+            raise ConfigError(
+                f"trainer.checkpoint_activations=selective does not work with {key}, whose kernels contain the matrix "
+                "products: set trainer.checkpoint_activations=true, which recomputes whole blocks"
+            )
 
 
 def _check_privacy(config: Config) -> None:

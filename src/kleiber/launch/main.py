@@ -21,8 +21,9 @@ from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_signals, exit_with
 from kleiber.config.foreign import permit_config
-from kleiber.config.model_size import check_memory
+from kleiber.config.model_size import check_memory, gpu_ids
 from kleiber.config.permissions import reader_permissions
+from kleiber.config.targets import class_attribute
 from kleiber.config.url_secrets import hidden_arguments
 from kleiber.launch import process, ranks
 from kleiber.launch.command_line import flag_parser, parse_flags, refuse_repeated_keys
@@ -134,8 +135,13 @@ def run_single(composer: Composer, overrides: list[str]) -> TrainResult:
     config = complete_config(composed, overrides, composer=composer)
     if ranks.rank() == 0 and (changed := changed_defaults(composed, config)):
         print_line(f"{' '.join(changed)}, the default for this model and objective", err=True)
+    gpus = use_visible_gpus(config, overrides)
     if ranks.started_as_rank():
         set_devices(config, overrides)
+    if gpus and ranks.rank() == 0:
+        print_line(
+            f"{' '.join(gpus)}, for the GPUs of this machine; trainer.accelerator=cpu leaves them unused", err=True
+        )
     check(config)
     check_memory(config)
     if ranks.started_as_rank():  # each of them has composed a config
@@ -165,6 +171,25 @@ def train_checked(config: Json, overrides: list[str], model: str) -> TrainResult
     if code == ExitCode.DONE:
         print_line("\n".join(next_commands(where, overrides)), err=True)
     return TrainResult(code, where)
+
+
+def use_visible_gpus(config: Json, overrides: list[str]) -> list[str]:
+    """Lets a distributed trainer of the command line use all visible GPUs in bf16; returns the keys that it sets.
+
+    Keys of the command line stay, and CPUs are used where it sets trainer.accelerator=cpu, and for trainer=fsdp on a
+    machine with a single GPU.
+    """
+    trainer, gpus = config["trainer"], gpu_ids()
+    typed = {text.lstrip("+").partition("=")[0] for text in overrides}
+    needed = 2 if class_attribute(trainer["_target_"], "shards_weights") else 1
+    if "trainer" not in typed or not class_attribute(trainer["_target_"], "is_distributed") or len(gpus) < needed:
+        return []
+    if "trainer.accelerator" in typed and trainer["accelerator"] != "gpu":
+        return []
+    settings = {"accelerator": "gpu", "precision": "bf16", "devices": len(gpus)}
+    missing = {key: value for key, value in settings.items() if f"trainer.{key}" not in typed}
+    trainer.update(missing)
+    return [f"trainer.{key}={value}" for key, value in missing.items()]
 
 
 def set_devices(config: Json, overrides: list[str]) -> None:

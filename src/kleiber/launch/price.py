@@ -1,7 +1,7 @@
 """A dry run: estimates what a run, a sweep or a study will cost, without training it.
 
 `dry_run=true` prints the estimate; `dry_run=FILE.json` also writes it. FILE.json is {schema: "kleiber.plan/1", runs,
-params, flops, tokens, seconds, cost, memory_bytes,
+params, flops, tokens, seconds, cost, memory_bytes, memory_plan,
 cells: [{name, params, flops, tokens, seconds}]}:
 
 runs          number of runs that will be trained, including fine-tunes of bases that are not trained yet
@@ -14,6 +14,8 @@ seconds       of a cell: duration of its process with one CPU thread on a free c
 cost          energy and price of these seconds, as in summary.json (`kleiber.config.cost.cost_of`); the power is stated
               (cost.watts) or assumed. None when no run can be measured
 memory_bytes  largest memory of a process, measured in a few steps of the largest cells; None when none can be measured
+memory_plan   of a single run: planned bytes of each device at the peak of a step (`kleiber.runs.memory_plan`), its
+              `parts`, `rows` of a forward pass, `device` and `devices`; None for a sweep and where it cannot be planned
 
 `estimate_costs` starts the process that counts and measures (`kleiber.launch.price_estimate`), so this module imports
 no torch.
@@ -112,6 +114,7 @@ def plan_record(runs: Mapping[Path, Config], estimate: Json) -> Json:
         "seconds": None if None in seconds else sum(seconds) + estimate["start"],
         "cost": plan_cost(list(runs.values()), seconds, estimate),
         "memory_bytes": estimate["memory_bytes"],
+        "memory_plan": estimate["memory_plan"],
         "cells": cells,
     }
 

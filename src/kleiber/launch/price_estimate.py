@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.banner import describe_stages, reading_warnings
 from kleiber.runs.recorded_config import keep_tokenizer
 from kleiber.runs.run import plan_stages
+from kleiber.runs.stage_tree import Stage
+from kleiber.training.trainer import Local
 from kleiber.types import Config, Json
 
 MEASURING_SECONDS = 40.0  # after which no further run is measured, but for the first of a class of models or privacy
@@ -62,6 +64,7 @@ def answer_request(request: Json) -> Json:
             "cells": [prices.cell(number) for number in range(len(prices.configs))],
             "memory_bytes": max((speed.memory_bytes for speed in prices.speeds.values()), default=None),
             "unmeasured": prices.unmeasured,
+            "memory_plan": prices.memory_plan,
             "start": max(0.0, ready - request.get("asked", ready)),
             "threads": torch.get_num_threads(),
             **described,
@@ -77,6 +80,7 @@ class Prices:
     costs       costs of the stages of each run, in the order of `configs`
     speeds      speeds of the measured runs, by position in `configs`
     unmeasured  why a run could not be measured; None when all could be
+    memory_plan  that of the stage that needs most, of a single run: bytes by part, rows and devices
     """
 
     def __init__(self, runs: Mapping[str, Config], scratch: Path) -> None:
@@ -93,6 +97,7 @@ class Prices:
         self.costs: list[list[StageCost]] = []
         self.speeds: dict[int, Speed] = {}
         self.unmeasured: str | None = None
+        self.memory_plan: Json | None = None
 
     def _with_written_data(self, config: Json) -> Json:
         """The config with real text in place of text that planned runs will write: a token of it costs the same."""
@@ -111,14 +116,31 @@ class Prices:
         for config in self.configs:
             key = self.count_key(config)
             if key not in counted:
-                hardware = build(DictConfig(config["trainer"]))
+                absent = is_absent(config)
+                hardware = build(DictConfig({**config["trainer"], **({"accelerator": "cpu"} if absent else {})}))
                 hardware.prepare()
-                stages = plan_stages(config, hardware, None if describing else models)
+                stages = plan_stages(config, hardware, None if describing and not absent else models)
                 counted[key] = count_costs(stages, hardware, models)
-                described["description"] = describe_stages(stages) if describing else []
+                if describing:
+                    lines = self.plan_memory(config, stages, hardware)
+                    described["description"] = [*describe_stages(stages), *lines]
                 described["warnings"] += reading_warnings(stages)
             self.costs.append(counted[key])
         return described
+
+    def plan_memory(self, config: Config, stages: Sequence[Stage], hardware: Local) -> list[str]:
+        """Plans the memory of the stages of a run, and returns a line on the largest plan."""
+        from kleiber.runs.memory_plan import micro_rows, plan_memory
+
+        device, devices = config["trainer"].get("accelerator", "cpu"), hardware.devices
+        for stage in stages:
+            stage.plan.micro_batch = micro_rows(stage.config, stage.plan, devices)
+        plans = [plan for stage in stages if (plan := plan_memory(stage.config, stage.plan, hardware, device))]
+        if not plans:
+            return []
+        largest = max(plans, key=lambda plan: plan.total)
+        self.memory_plan = {**largest.to_json(), "device": device, "devices": devices}
+        return [f"memory       {largest.describe(devices)} (planned)"]
 
     def write_placeholder(self, folder: Path, config: Config) -> None:
         """Writes a folder that looks like a finished run, with its tokenizer and without weights."""
@@ -153,6 +175,9 @@ class Prices:
         started = time.monotonic()
         for number in self.runs_to_measure():
             measured = {self.model_kind(other) for other in self.speeds}
+            if is_absent(self.configs[number]):
+                self.unmeasured = "this machine has no GPU"
+                continue
             if time.monotonic() - started > MEASURING_SECONDS and self.model_kind(number) in measured:
                 continue
             try:
@@ -266,6 +291,11 @@ class Prices:
         config = self.configs[number]
         privacy = (config.get("privacy") or {}).get("_target_")
         return config["model"]["_target_"], privacy, starts_from_weights(config)
+
+
+def is_absent(config: Config) -> bool:
+    """Whether a run needs a GPU, and this machine has none."""
+    return config["trainer"].get("accelerator") == "gpu" and not torch.cuda.is_available()
 
 
 def without_numbers(value: object) -> object:

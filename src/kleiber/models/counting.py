@@ -74,14 +74,17 @@ def _passes(model: Model, time: int, read: Collection[str], executed: bool = Fal
     return counted or _cost(model, time, entered=False, idle=_unread(model, read), executed=executed)
 
 
-def without_weights(model: Model) -> Model:
-    """Returns a copy of a model whose parameters and buffers are on PyTorch's meta device: they need no memory."""
+def without_weights(model: Model, device: str = "meta") -> Model:
+    """Returns a copy of a model whose parameters and buffers are on PyTorch's meta device: they need no memory.
+
+    device  another one, for fake tensors (within FakeTensorMode)
+    """
     empty: dict[int, torch.Tensor] = {}  # by the id of the tensor of the model, as deepcopy looks copies up
     for parameter in model.parameters():
-        shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        shape = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         empty[id(parameter)] = nn.Parameter(shape, parameter.requires_grad)
     for buffer in model.buffers():
-        empty[id(buffer)] = torch.empty_like(buffer, device="meta")
+        empty[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
     return copy.deepcopy(model, empty)
 
 

@@ -8,6 +8,7 @@ not supported.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from kleiber.types.batch import Batch
 from kleiber.types.model import Head
 
 CPU_ROWS, LOGIT_BYTES = 256, 2**30  # of a chunk; the logits are in fp32
+PLANNED: ContextVar[str | None] = ContextVar("PLANNED", default=None)  # cpu or gpu, in place of the weight's device
 
 
 class CrossEntropy(NamedTuple):
@@ -83,7 +85,7 @@ def chunk_rows(weight: Float[Tensor, "vocab features"], chunk: int | None = None
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be >= 1")
         return chunk
-    if weight.device.type == "cpu":
+    if (PLANNED.get() or weight.device.type) == "cpu":
         return CPU_ROWS
     return max(CPU_ROWS, LOGIT_BYTES // (4 * len(weight)) // CPU_ROWS * CPU_ROWS)
 

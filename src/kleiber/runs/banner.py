@@ -138,11 +138,10 @@ def describe_device(hardware: Local) -> str:
     """Returns the device of each process, with CPU threads, and the precision of training."""
     import torch
 
-    if hardware.accelerator == "gpu":
-        device = torch.cuda.get_device_name(hardware.device)
-    else:
-        threads = torch.get_num_threads()
-        device = f"CPU with {threads} thread{'s' if threads > 1 else ''}"
+    threads = torch.get_num_threads()
+    device = f"{threads} thread{'s' if threads > 1 else ''}"
+    is_gpu = hardware.accelerator == "gpu"
+    device = f"{torch.cuda.get_device_name(hardware.device)} and {device}" if is_gpu else f"CPU with {device}"
     precision = "bf16 with fp32 weights" if str(hardware.precision) == "bf16" else f"fp{hardware.precision}"
     return f"{device}, {precision}{', compiled' if hardware.compile else ''}"
 

@@ -259,7 +259,7 @@ def choose_micro_batch(
     if setting != "auto":
         return min(int(setting), rows)
     row = sides * activation_bytes(hardware.trial(model), context)
-    if hardware.checkpoint_activations:  # keeps the inputs of all blocks, and the activations of one block
+    if hardware.checkpoint_activations is True:  # keeps the inputs of all blocks, and the activations of one block
         row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
     # Ranks with different numbers of micro-batches would wait for each other in collective operations.
     memory_limit = hardware.least_over_ranks(int(0.5 * free_memory_bytes(hardware.device) // row))

@@ -84,7 +84,7 @@ def complete_record(
     heads = plan.objective.outputs
     # `flops` count only what is trained: a step of an adapter costs less.
     tokens, flops = plan.tokens, training_flops(model, plan.row_tokens, heads)
-    executed = executed_flops(model, plan.row_tokens, tree.hardware.checkpoint_activations, heads)
+    executed = executed_flops(model, plan.row_tokens, tree.hardware.checkpoint_activations is True, heads)
     passes = [method.extra_passes(plan.rows) for method in methods]
     repeated, unlearned = sum(second for _, second in passes), sum(first for first, _ in passes)
     executed += repeated * executed + unlearned * forward_flops(model, plan.row_tokens, heads)

@@ -30,25 +30,33 @@ class Snapshot(nn.Module):
 def copy_tensors(state: Json, keep: bool = True) -> Json:
     """Returns a copy of nested dictionaries, lists and tuples with its tensors copied to the CPU.
 
+    Tensors of a GPU are copied to pinned memory, several times as fast as to other memory.
     Shards are gathered to full tensors one at a time, for which all ranks need the same keys in the same order.
 
     keep  False: this rank only takes part in the communication, and gets None in place of the full tensors
     """
     copies: dict[object, Tensor | None] = {}
+    devices: set[torch.device] = set()
+
+    def on_host(tensor: Tensor) -> Tensor:
+        if not tensor.is_cuda:
+            return tensor.to("cpu", copy=True)
+        devices.add(tensor.device)
+        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
     def copied(value: object) -> object:
         """The copy of a tensor, of a container, or the value itself."""
         if is_sharded(value):
             if id(value) not in copies:
                 full = value.full_tensor()  # a view of the ranks' equal parts, which have more rows than the tensor
-                copies[id(value)] = full.to("cpu", copy=True) if keep else None
+                copies[id(value)] = on_host(full) if keep else None
             return copies[id(value)]
         if isinstance(value, Tensor):
             if value.numel() == 0:  # empty tensors share the address 0
-                return value.detach().to("cpu", copy=True)
+                return on_host(value.detach())
             place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
             if place not in copies:
-                copies[place] = value.detach().to("cpu", copy=True)
+                copies[place] = on_host(value.detach())
             return copies[place]
         if isinstance(value, dict):
             return {key: copied(entry) for key, entry in value.items()}
@@ -57,7 +65,10 @@ def copy_tensors(state: Json, keep: bool = True) -> Json:
         return value
 
     with torch.no_grad():
-        return {key: copied(entry) for key, entry in state.items()}
+        result = {key: copied(entry) for key, entry in state.items()}
+    for device in devices:  # waits once for all of them
+        torch.cuda.current_stream(device).synchronize()
+    return result
 
 
 class Writer:

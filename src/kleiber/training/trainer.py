@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from kleiber.config.errors import ConfigError
 from kleiber.data.batches import ALIGN
@@ -33,6 +33,17 @@ from kleiber.training.memory import keep_freed_memory
 from kleiber.types import Count
 from kleiber.types.model import Model
 
+PRODUCTS = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+    torch.ops.aten._grouped_mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "64-true"]] = {
     "32": "32-true",
     "bf16": "bf16-mixed",
@@ -48,8 +59,10 @@ class Local:
     precision      32, bf16 (autocast, fp32 weights) or 64 (for tests of exactness)
     threads        CPU threads; None leaves PyTorch's choice, one per core
     compile        compile the model with torch.compile; compiled code is kept in the cache folder
-    checkpoint_activations  store only the inputs of a block and recompute it in the backward pass: less memory for one
-                   more forward pass of the blocks (Chen et al. 2016, arXiv:1604.06174)
+    checkpoint_activations  true: store only the inputs of a block and recompute it in the backward pass, which takes
+                   one more forward pass of the blocks (Chen et al. 2016, arXiv:1604.06174). selective: store the
+                   results of matrix products and of attention too, and recompute the rest (Korthikanti et al. 2022,
+                   arXiv:2205.05198)
     deterministic  use deterministic kernels only; raises an error where an operation has none
     max_steps      largest number of optimizer steps, for a trial; the schedule is still that of the whole budget
     """
@@ -59,7 +72,7 @@ class Local:
     precision: Literal[32, 64, "bf16"] = 32
     threads: Annotated[int, Ge(1), Le(4096)] | None = None
     compile: bool = False
-    checkpoint_activations: bool = False
+    checkpoint_activations: bool | Literal["selective"] = False
     deterministic: bool = False
     max_steps: Count | None = None
 
@@ -133,12 +146,16 @@ class Local:
 
     def prepare_model(self, model: Model) -> None:
         """Adds activation checkpoints and compilation in place, which keeps the names of parameters."""
-        if self.checkpoint_activations:
-            checkpoint_activations(model)
+        self.prepare_blocks(model)
         if self.compile:
             keep_compiled()
             allow_shapes(model)
             self.compile_model(model)
+
+    def prepare_blocks(self, model: Model) -> None:
+        """Adds activation checkpoints in place."""
+        if self.checkpoint_activations:
+            checkpoint_activations(model, keep_products=self.checkpoint_activations == "selective")
 
     def compile_model(self, model: Model) -> None:
         """Compiles the forward and the backward pass of the model."""
@@ -238,16 +255,22 @@ def allow_shapes(model: Model) -> None:
         config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, shapes)
 
 
-def checkpoint_activations(model: Model) -> None:
-    """Makes the backward pass recompute the activations inside every block."""
+def checkpoint_activations(model: Model, keep_products: bool = False) -> None:
+    """Makes the backward pass recompute the activations inside every block.
+
+    keep_products  keeps the results of matrix products and of attention, so that only the rest is recomputed
+    """
+    contexts = partial(create_selective_checkpoint_contexts, PRODUCTS) if keep_products else noop_context_fn
     for block in model.blocks:
-        block.forward = partial(_recomputed, block.forward)
+        block.forward = partial(_recomputed, block.forward, contexts)
 
 
-def _recomputed(forward: Callable[..., object], *arguments: object, **named: Any) -> object:
+def _recomputed(
+    forward: Callable[..., object], contexts: Callable[[], Any], *arguments: object, **named: Any
+) -> object:
     if not torch.is_grad_enabled():  # there is no backward pass, and a key-value cache must not grow twice
         return forward(*arguments, **named)
-    return checkpoint(forward, *arguments, use_reentrant=False, **named)
+    return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **named)
 
 
 @cache

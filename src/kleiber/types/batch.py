@@ -59,8 +59,10 @@ class Batch:
         return Batch(**mapped)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device. A GPU copies it from pinned memory, for which the host does not wait."""
+        is_gpu = torch.device(device).type == "cuda"
+        pinned = self.map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory()) if is_gpu else self
+        return pinned.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     @property
     def is_real(self) -> Bool[Tensor, "batch time"]:

@@ -80,6 +80,13 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.mode = mode
         self.operations, self.waits, self.copies = 0, Counter[str](), Counter[str]()
+        self.pageable = Counter[str]()
+        self.pinned: list[Tensor] = []
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor that counts as one in pinned memory."""
+        self.pinned.append(torch.empty(tensor.shape, dtype=tensor.dtype))
+        return self.pinned[-1]
 
     def fake(self, value: Any) -> Any:
         """A fake tensor in place of one with values, such as one of a batch that was read within a step."""
@@ -105,6 +112,7 @@ class Watch(TorchDispatchMode):
                 self.waits[place()] += 1
             if target.is_cuda and not source.is_cuda:
                 self.copies[place()] += 1
+                self.pageable[place()] += all(source is not tensor for tensor in self.pinned)
         self.operations += on_device and not function.is_view
         return result
 
@@ -154,6 +162,9 @@ def fake_device() -> Iterator[FakeTensorMode]:
         stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(patch.object(torch, "Generator", lambda *_, **__: torch.default_generator))
         stack.enter_context(patch.object(torch, "tensor", tensor))
+        stack.enter_context(
+            patch.object(Tensor, "pin_memory", lambda host: Watch.active[-1].pin(host) if Watch.active else host)
+        )
         for name, draw in drawn.items():
             stack.enter_context(patch.object(torch, name, without_generator(draw)))
         stack.enter_context(patch.object(Tensor, "numpy", lambda fake: np.ones(fake.shape, str(fake.dtype)[6:])))
@@ -207,6 +218,7 @@ def steps_on_the_device(lit: Any, batches: Any, row: dict[str, Any], bf16: bool)
                 with Watch(mode) as watch, torch.autocast("cuda", torch.bfloat16, enabled=bf16):
                     lit.training_step(lit.transfer_batch_to_device(batch, CUDA, 0), step)
         row |= {"operations": watch.operations, "waits": dict(watch.waits), "copies": dict(watch.copies)}
+        row["pageable"] = {name: number for name, number in watch.pageable.items() if number}
         with Watch(mode) as watch, torch.autocast("cuda", torch.bfloat16, enabled=bf16):
             held_out_loss(lit.model, lit.objective, [batch], CUDA)
         row["evaluation"] = dict(watch.waits)
@@ -238,6 +250,7 @@ def combinations(folder: Path) -> dict[str, list[str]]:
     more = {
         "fp32": [*TINY, "trainer.precision=32"], "fp32 mixture": [*mixture, "trainer.precision=32"],
         "recomputed": [*TINY, "trainer.checkpoint_activations=true"], "micro": [*TINY, "batch.micro=2"],
+        "selective": [*TINY, "trainer.checkpoint_activations=selective"],
         "recomputed mixture": [*mixture, "trainer.checkpoint_activations=true"],
         "micro mixture": [*mixture, "batch.micro=2"], "z-loss": [*TINY, "objective.z_loss=1e-4"],
         "grouped keys": [*TINY, "model.attention.num_kv_heads=1"], "soft-cap": [*TINY, "model.attention.soft_cap=50"],
