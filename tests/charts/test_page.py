@@ -8,7 +8,7 @@ from html_elements import HOSTILE, elements, shown_text
 
 pytest.importorskip("altair")
 
-from kleiber.charts.page import Cell, cell, page_table, render_page
+from kleiber.charts.page import Cell, Link, cell, page_table, render_page, with_code
 from kleiber.charts.theme import line_chart
 
 
@@ -42,3 +42,15 @@ def test_the_cells_of_a_page_have_four_digits_and_unknown_values_are_empty():
     assert table.cells == [[Cell("<b>"), Cell("12,000", True), Cell("")], [Cell(""), Cell(""), Cell("yes")]]
     values = (1_234_567, 0.123456, 1234.5, 3e12, float("inf"))
     assert [cell(value).text for value in values] == ["1,234,567", "0.1235", "1234", "3e+12", "inf"]
+
+
+def test_what_stands_between_backticks_is_code_and_all_else_is_escaped():
+    assert with_code("add <rates>: `lrs=[<1>]`") == "add &lt;rates&gt;: <code>lrs=[&lt;1&gt;]</code>"
+
+
+def test_rows_of_sentences_and_of_links_are_shown_one_cell_below_the_other_on_a_narrow_page():
+    sentence = "a lower loss, by more than the noise of seeds, at equal training tokens"
+    assert page_table([{"decision": "supported", "result": sentence}]).is_list
+    assert page_table([{"run": Link("run", "run.html"), "loss": 2.0}]).is_list
+    assert not page_table([{"result": sentence, "loss": 2.0}]).is_list
+    assert not page_table([{"decision": "supported"}]).is_list

@@ -62,7 +62,7 @@ def test_a_data_set_of_several_configs_names_the_key(tmp_path: Path, cache: Path
     for name in ("first", "second"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "some words of text"}\n')
     for config, wrong in ((None, "has several configs"), ("third", "has no config third")):
-        with pytest.raises(ValueError, match=f"{wrong}: set data.config to one of first, second"):
+        with pytest.raises(ValueError, match=f"{wrong}: set data.config to one of first, second; .*/first$"):
             Text(str(tmp_path), config).prepare(4)
     assert Text(str(tmp_path), "second").prepare(4).config == "second"
 

@@ -91,7 +91,7 @@ def test_a_design_that_cannot_determine_its_law_is_refused_before_anything_is_tr
 ):
     study = ["study=scaling", "launcher=basic", "design.seeds=1", f"dry_run={dry}"]
     assert main([*study, "design.widths=[32,48,64]", "stages.branches=[4M]"]) == 2
-    assert "study=scaling: " in (error := capsys.readouterr().err) and "3 points" in error
+    assert "study scaling: " in (error := capsys.readouterr().err) and "3 points" in error
     assert main([*study, "design.widths=[32,48]", "stages.branches=[1M,2M,4M,8M]", "study.min_tokens=1"]) == 2
     assert "8 points" in capsys.readouterr().err
     assert seeds == priced == [] and not list((tmp_path / "root").glob("*/*"))

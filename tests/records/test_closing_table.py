@@ -81,11 +81,21 @@ def test_the_matrix_has_a_column_per_task_and_names_a_shared_metric_once():
     }  # fmt: skip
     table = matrix_table(matrix)
     assert [column.header for column in table.columns] == ["stage", "docs", "code"] and "loss" in str(table.title)
-    assert [list(column.cells) for column in table.columns] == [["start", "one"], ["5.0000", "2.0000"], ["", "3.0000"]]
+    assert [list(column.cells)[:2] for column in table.columns] == [
+        ["start", "one"], ["5.0000", "2.0000"], ["", "3.0000"]
+    ]  # fmt: skip
     marked = matrix_table({**matrix, "metric": {"docs": "val/docs[v2]/loss", "code": "val/code/loss"}})
     assert Text.from_markup(str(marked.columns[1].header)).plain == "docs[v2]"
     mixed = matrix_table({**matrix, "metric": {"docs": "val/docs/loss", "code": "val/code/accuracy"}})
     assert [column.header for column in mixed.columns] == ["stage", "docs/loss", "code/accuracy"]
+
+
+def test_the_last_row_of_the_matrix_is_the_change_by_the_last_stage():
+    metrics = {"docs": "val/docs/loss", "code": "val/code/loss"}
+    matrix = {"tasks": [*metrics], "stages": ["docs", "code"], "metric": metrics, "baseline": [5.0, 5.0]}
+    table = matrix_table({**matrix, "matrix": [[2.0, None], [2.25, 3.0]]})
+    assert [list(column.cells)[-1] for column in table.columns] == ["change by code", "+0.2500", ""]
+    assert table.row_count == 4
 
 
 def test_the_next_commands_fit_the_run(tmp_path):

@@ -15,7 +15,7 @@ def law():
 
 def test_the_headline_and_lines_have_the_numbers_of_the_record(law):
     exponent, test = law.derived["lr_N"], law.record["backtests"][0]
-    assert f"lr_N = {exponent['value']:.3f} [{exponent['lo']:.3f}" in headline(law.record)
+    assert f"learning rate ~ N^{exponent['value']:.3f} [{exponent['lo']:.3f}" in headline(law.record)
     assert f"{test['mare']:.2%}" in headline(law.record)
     assert any("joint fit: batch_D" in line for line in lines(law.record))
     refused = fit(sweep(sizes=[1e7]), "hyperparameter", map=ROLES, bootstrap=0)

@@ -71,7 +71,7 @@ def result(values, turned=False, looks=1, **claim):
          "loss is lower by more than 0.2 nats with arm b than with arm a: -0.505 ["),
         ([0.001, 0.0], {"direction": "within", "margin": 0.2}, "supported", "loss differs by less than 0.2 nats"),
         ([0.1, -0.2], {}, "undecided", "whether loss is lower with arm b than with arm a: -0.05 ["),
-        ([0.1], {}, "not tested", "whether loss is lower with arm b than with arm a: +0.1 nats ("),
+        ([0.1], {}, "not tested", "whether loss is lower with arm b than with arm a, since "),
     ],
 )  # fmt: skip
 def test_a_verdict_has_the_direction_of_the_result(values, claim, decision, text):
@@ -79,6 +79,11 @@ def test_a_verdict_has_the_direction_of_the_result(values, claim, decision, text
     assert found.decision == decision and verdict(found).startswith(text)
     joint = ", since " if decision == "contradicted" else ": "
     assert sentence(found).startswith(f"{decision.capitalize()}{joint}") and sentence(found).endswith(".")
+
+
+def test_a_claim_that_was_not_tested_says_why_before_what_was_measured():
+    text = verdict(result([0.1]))
+    assert text.index(", since ") < text.index("; measured: +0.1 nats")
 
 
 def test_the_changed_group_is_compared_with_the_plain_one():
@@ -117,6 +122,7 @@ def test_an_undecided_claim_names_the_command_that_would_decide_it():
     once, again = result(values), result(values, looks=2)
     seeds = f"design.seeds={3 + once.more_seeds}"
     assert once.decision == "undecided" and f"in a new study: `{seeds}`" in sentence(once)
+    assert sentence(once).endswith(f". {advice(once)[0].upper()}{advice(once)[1:]}.")
     assert advice(again).endswith(f": `design.seeds={3 + again.more_seeds}`") and "new study" not in advice(again)
     assert advice(result([-0.2, -0.21])) == advice(result([0.1])) == ""
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from kleiber.charts.theme import Chart
+
+LONG = 60  # characters of a cell that is a sentence
 
 
 class Link(NamedTuple):
@@ -34,8 +39,10 @@ class PageTable(NamedTuple):
 
     @property
     def is_list(self) -> bool:
-        """Whether the table is a list of other pages, whose rows a narrow page shows one below the other."""
-        return any(cell.address for cells in self.cells for cell in cells)
+        """Whether a narrow page shows the cells of a row one below the other: of links, and of sentences alone."""
+        cells = [cell for row in self.cells for cell in row]
+        is_prose = not any(cell.is_number for cell in cells) and any(len(cell.text) > LONG for cell in cells)
+        return is_prose or any(cell.address for cell in cells)
 
 
 def render_page(
@@ -67,6 +74,7 @@ def render_page(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["code"] = with_code
     environment.policies["json.dumps_kwargs"] = {}  # keeps the order of keys; `tojson` also escapes <, > and &
     return environment.get_template("page.html.j2").render(
         title=title, answer=answer, question=question, notes=notes, verdicts=verdicts, text=text, methods=methods,
@@ -76,6 +84,13 @@ def render_page(
         sections={heading: Markup(html) for heading, html in (sections or {}).items()},
         scripts=chart_scripts() if charts else "", pictures=pictures or {}, home=home,
     )  # fmt: skip
+
+
+def with_code(text: str) -> Markup:
+    """Returns an escaped text in which what stands between two backticks is code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 @cache

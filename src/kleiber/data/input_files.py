@@ -147,7 +147,10 @@ def _config_error(location: Location, config: str | None, path: str) -> ConfigEr
     if config in names or (config is None and len(names) < 2):
         return None
     wrong = "has several configs" if config is None else f"has no config {config}"
-    return ConfigError(f"data.path={location.name} {wrong}: set data.config to one of {', '.join(names)}")
+    return ConfigError(
+        f"data.path={location.name} {wrong}: set data.config to one of {', '.join(names)}; in a list of data sets, "
+        f"such as init.upstream or --data, write {location.name}/{names[0]}"
+    )
 
 
 def _declared_in_folder(location: Location, paths: Mapping[str, list[str]]) -> Listing:

@@ -33,9 +33,10 @@ def left_out_warning(noted: Json) -> str | None:
     names = [entry["name"] for entry in noted["left_out"] if entry["reason"].startswith(WITHOUT)]
     if not names:
         return None
+    some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
     return (
-        f"{len(names):,} of its tables lack the columns that are read and are left out: to read them, give their "
-        "columns these names, or set data.text or data.label to names that all tables have"
+        f"tables without the columns that are read are left out ({some}): to read them too, rename their columns, or "
+        "set data.text or data.label to names that all tables have"
     )
 
 

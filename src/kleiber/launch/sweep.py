@@ -162,9 +162,9 @@ class Sweep:
         runs = {run.folder: run.config for run in finished} | {where: cell.config for where, cell in cells.items()}
         try:
             for text in study.check_plan(planned_points(runs)):
-                print_line(f"study={first.config['name']}: {text}")
+                print_line(f"study {first.config['name']}: {text}")
         except ValueError as error:
-            raise ConfigError(f"study={first.config['name']}: {error}") from error
+            raise ConfigError(f"study {first.config['name']}: {error}") from error
 
     @staticmethod
     def checks_plan(node: Config) -> bool:

@@ -70,6 +70,8 @@ def format_number(value: float) -> str:
 def matrix_table(matrix: Json) -> Table:
     """A printable table of R: the main metric of every task before the first step and after every stage.
 
+    Its last row is the change of each metric during the last stage.
+
     matrix  the entry "R" of summary.json (see `kleiber.records.summary.score_matrix`)
     """
     from rich.markup import escape
@@ -85,8 +87,14 @@ def matrix_table(matrix: Json) -> Table:
     table.add_column("stage", style="bold")
     for name in names:
         table.add_column(escape(name), justify="right")
-    for name, row in zip(["start", *matrix["stages"]], [matrix["baseline"], *matrix["matrix"]], strict=True):
+    rows = [matrix["baseline"], *matrix["matrix"]]
+    for name, row in zip(["start", *matrix["stages"]], rows, strict=True):
         table.add_row(escape(name), *("" if value is None else f"{value:.4f}" for value in row))
+    changes = [None if None in pair else pair[1] - pair[0] for pair in zip(*rows[-2:], strict=True)]
+    if any(changes):
+        last = escape(f"change by {matrix['stages'][-1]}")
+        table.add_section()
+        table.add_row(last, *("" if change is None else f"{change:+.4f}" for change in changes))
     return table
 
 
@@ -176,7 +184,7 @@ def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
     rates = ",".join(f"{lr * factor:.3g}" for factor in (0.5, 1, 2))
     hints = [
         (["plot", place], "draw its curves"),
-        (["runs", shorten(run.parent)], "list the runs beside it"),
+        (["runs", shorten(run.parent)], "list the runs of its folder"),
         (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three rates"),
     ]
     config = stage_config(read_config(run), str(last.get("name")))

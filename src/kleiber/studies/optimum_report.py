@@ -48,13 +48,13 @@ def headline(entry: Row) -> str:
     for verdict in entry["verdicts"]:
         if verdict["level"] == "refuse":
             return f"The runs do not determine the law: {verdict['text']}."
-    unknown = [name for name, value in entry["derived"].items() if not value["identified"]]
+    unknown = [exponent(name) for name, value in entry["derived"].items() if not value["identified"]]
     exponents = [
-        f"{name} = {value['value']:.3f} {format_interval(value['lo'], value['hi'], '.3f')}"
+        f"{exponent(name)}^{value['value']:.3f} {format_interval(value['lo'], value['hi'], '.3f')}"
         for name, value in entry["derived"].items()
         if value["identified"] and value["lo"] is not None
     ]
-    parts = [*(["exponents of the optimum: " + ", ".join(exponents)] if exponents else [])]
+    parts = [*(["the best values grow as " + ", ".join(exponents)] if exponents else [])]
     parts += [f"not identified: {', '.join(unknown)}"] if unknown else []
     tested = [test for test in entry["backtests"] if test["mare"] is not None]
     if tested:
@@ -66,6 +66,12 @@ def headline(entry: Row) -> str:
         )
     text = "; ".join(parts) or "the exponents have no intervals, since no refits were made"
     return f"{text[0].upper()}{text[1:]}."
+
+
+def exponent(name: str) -> str:
+    """Returns what people call an exponent, such as `learning rate ~ N` for `lr_N`."""
+    quantity, _, grows_with = name.partition("_")
+    return f"{NAMES.get(quantity, quantity)} ~ {grows_with}"
 
 
 def methods(entry: Row) -> str:

@@ -28,7 +28,7 @@ from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.decision import as_row, level_of_each, mean_estimate
 from kleiber.studies.panel_declaration import Key, Measure, Table, mapping
 from kleiber.studies.panel_table import SAME, same_origin
-from kleiber.studies.statements import FINISH, read_answer, statement, with_interval_of_claim
+from kleiber.studies.statements import FINISH, group, read_answer, statement, with_interval_of_claim
 from kleiber.types import Json, Row
 
 Node = Mapping[str, object]
@@ -198,8 +198,8 @@ class View:
         sides = [side for _, side in claim.sides]
         absent = [side for side, part in zip(sides, parts, strict=True) if part.empty]
         if absent:
-            named = ", ".join(f"{key}={value}" for key, value in absent[0].items())
-            return claim.equal, f"no finished run with {named} has {claim.measure}"
+            named = group(absent[0], {}, self.label)
+            return claim.equal, f"no finished run of {named} has the measure {self.measures[claim.measure].label}"
         if any(side == other for side, other in itertools.combinations(sides, 2)):
             return claim.equal, "its sides are the same group: a key that they differ in has one value in these runs"
         if claim.equal is None and all(same_origin(parts[0], part) for part in parts):

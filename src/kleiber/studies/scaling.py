@@ -111,7 +111,8 @@ class Scaling(Study):
         if not len(late):
             most = max(rows["tokens"].tolist())
             raise ValueError(
-                f"study.min_tokens={self.min_tokens} must be at most {most:,.0f}, the tokens of the longest run"
+                f"study.min_tokens={self.min_tokens} must be at most {most:,.0f}, the tokens of the longest run: "
+                "decrease it and repeat the command, which trains no finished run again"
             )
         record = analysis.analyze(self.loaded(late), find(self.law), self.options())
         record["excluded"] = [*record["excluded"], *unfinished_runs(runs)]

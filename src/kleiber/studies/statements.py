@@ -128,8 +128,10 @@ def verdict(result: Result) -> str:
     wording = None if claim.text else question.wording
     if estimate is None or result.decision not in (Decision.SUPPORTED, Decision.CONTRADICTED):
         text = prefixed("whether ", question.text if wording is None else wording(claim))
-        number = "" if estimate is None else f": {relative(estimate, claim)}"
-        return f"{text}{number}{f', since {result.why}' if result.decision == Decision.NOT_TESTED else ''}"
+        number = "" if estimate is None else relative(estimate, claim)
+        if result.decision == Decision.NOT_TESTED:
+            return f"{text}, since {result.why}{f'; measured: {number}' if number else ''}"
+        return f"{text}: {number}" if number else text
     supported, number = result.decision == Decision.SUPPORTED, relative(estimate, claim)
     if wording is None:
         return f"{question.text if supported else denial(claim, question.text)}: {number}"
@@ -171,13 +173,13 @@ def advice(result: Result) -> str:
 
 
 def sentence(result: Result) -> str:
-    """Returns the decision of a claim as a sentence: the badge, the verdict, and what would decide it.
+    """Returns the decision of a claim: a sentence with the badge and the verdict, and one with what would decide it.
 
     The verdict on a contradicted claim is its reason: after a colon, readers take it for the claim.
     """
     what_helps, badge = advice(result), str(result.decision).capitalize()
     joint = ", since " if result.decision == Decision.CONTRADICTED else ": "
-    return f"{badge}{joint}{verdict(result)}{f'; {what_helps}' if what_helps else ''}."
+    return f"{badge}{joint}{verdict(result)}.{f' {what_helps[0].upper()}{what_helps[1:]}.' if what_helps else ''}"
 
 
 def claim_json(result: Result) -> Json:

@@ -11,9 +11,9 @@ from kleiber.studies.forgetting_law import ForgettingLaw, grid_cells
 from ..grid_runs import RATIOS, SIZES, TOKENS, forgetting, write_grid
 
 MORE, LARGER, REPLAY = (
-    "F is higher after more new text",
-    "F is lower for larger models",
-    "F is lower with a larger replayed share",
+    "forgetting F is higher after more new text",
+    "forgetting F is lower for larger models",
+    "forgetting F is lower with a larger replayed share",
 )
 
 

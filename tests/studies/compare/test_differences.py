@@ -70,7 +70,8 @@ def test_what_is_not_equal_is_told_with_its_factor(equal):
 
 
 def test_an_untuned_arm_and_a_quantity_that_was_not_measured_are_told():
-    assert "b" in pair(ladder("a", [1.0]), ladder("b", [1.0], wrong="2 rates"), "tokens").untuned
+    untuned = pair(ladder("a", [1.0]), ladder("b", [1.0], wrong="2 rates"), "tokens").untuned
+    assert untuned is not None and untuned.name == "b"
     untimed = [Arm("b", {0.01: {0: 1.0}}, 0.01, "", {"tokens": 1.0})]
     assert pair(ladder("a", [1.0]), untimed, "seconds").why
 

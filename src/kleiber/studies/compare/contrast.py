@@ -121,7 +121,8 @@ def replay_is_monotone(rows: Rows, groups: Groups) -> list[Question]:
     for lr, table in by_rate(rows, "F").items():
         for less, larger in pairwise(sorted(table)):
             of, against = {"replayed": larger, "lr": lr}, {"replayed": less}
-            text = f"F is lower with a replayed share of {larger:g} than with {less:g}, at learning rate {lr:g}"
+            shares = f"with a replayed share of {larger:g} than with {less:g}"
+            text = f"forgetting F is lower {shares}, at learning rate {lr:g}"
             claim = Claim(of=of, against=against, measure="F", equal=RATE)
             names = [replay_name(share, lr) for share in (larger, less)]
             asked.append(contrast(table, larger, less, claim, text, groups, names))
@@ -167,7 +168,7 @@ def fast_forgets(rows: Rows, groups: Groups) -> list[Question]:
         return []
     low, high = min(plain), max(plain)
     claim = Claim(of={"method": PLAIN, "lr": high}, against={"lr": low}, measure="F", direction="higher")
-    text = f"F of plain fine-tuning is higher at learning rate {high:g} than at {low:g}"
+    text = f"forgetting F of plain fine-tuning is higher at learning rate {high:g} than at {low:g}"
     names = [replay_name(0.0, lr) for lr in (high, low)]
     rise = contrast(plain, high, low, claim, text, groups, names)
     return [] if rise is None else [rise]
@@ -185,7 +186,7 @@ def averaging(rows: Rows) -> list[Question]:
     if not len(line) or not wanted <= set(keyed.columns):
         return []
     asked = []
-    for name, measure in (("F", "F"), ("target", "the target loss")):
+    for name, measure in (("F", "forgetting F"), ("target", "the target loss")):
         change = keyed[name, 0.5] - (keyed[name, 0.0] + keyed[name, 1.0]) / 2
         by_seed = change.groupby("seed").mean().dropna().tolist()
         claim = Claim(of={"alpha": 0.5}, against={"alpha": "mean of 0 and 1"}, measure=name)
@@ -196,10 +197,10 @@ def averaging(rows: Rows) -> list[Question]:
 
 BASE = ["N", "M"]  # cells of one size and ratio go on from the same bases, so they are no independent samples
 TRENDS = (
-    ("beside", "higher", "F is higher after more new text"),
-    ("M", "higher", "F is higher after more pre-training tokens per parameter"),
-    ("N", "lower", "F is lower for larger models"),
-    ("p", "lower", "F is lower with a larger replayed share"),
+    ("beside", "higher", "forgetting F is higher after more new text"),
+    ("M", "higher", "forgetting F is higher after more pre-training tokens per parameter"),
+    ("N", "lower", "forgetting F is lower for larger models"),
+    ("p", "lower", "forgetting F is lower with a larger replayed share"),
 )
 
 
@@ -219,7 +220,8 @@ def trends(rows: Rows, noise: Noise) -> list[Question]:
             longer = ends[0][1][column] / ends[0][0][column]
             slower = [high["F"] - longer * low["F"] for low, high in ends]
             half = partial(noise.half_width, terms=terms(ends) * (1 + longer**2) / 2)
-            asked.append(trend(column, "lower", "F grows more slowly than new text does", slower, ends, half))
+            text = "forgetting F grows more slowly than new text does"
+            asked.append(trend(column, "lower", text, slower, ends, half))
     return asked
 
 

@@ -47,9 +47,9 @@ class Pair:
     why: str = ""
 
     @property
-    def untuned(self) -> str:
-        """Which arm is not tuned, and why; "" where both are."""
-        return next((f"{arm.name} is not tuned: {arm.untuned_because}" for arm in self.arms if arm.untuned_because), "")
+    def untuned(self) -> Arm | None:
+        """The first arm that is not tuned."""
+        return next((arm for arm in self.arms if arm.untuned_because), None)
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,9 @@ def question(
     seeds = sorted(set.intersection(*map(set, gaps)))
     values = [gaps[0][seed] - sum(other[seed] for other in gaps[1:]) - claim.less for seed in seeds]
     arms = [arm for each in sides for arm in each.arms]
-    untuned = next((each.untuned for each in sides if each.untuned), "")
+    arm = next((each.untuned for each in sides if each.untuned), None)
+    name = "" if arm is None else in_sentence((labels or {}).get(arm.name, arm.name))
+    untuned = "" if arm is None else f"{name} is not tuned: {arm.untuned_because}"
     unlike = uneven(arms) if arms else ""
     problems = [*(each.why for each in sides), untuned, unlike, waiting]
     before = any(MOMENT in side for _, side in claim.sides)

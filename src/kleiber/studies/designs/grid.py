@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
@@ -48,13 +49,14 @@ class Grid:
             raise ValueError(f"design.widths={list(widths)} must list no width twice")
         if len(each) != len(widths):
             raise ValueError(
-                f"design.seeds={seeds} must be a number, or a list of {len(widths)} of them, one for each width"
+                f"design.seeds={seeds} must be a number, or a list of {len(widths)} numbers, one for each of "
+                f"design.widths={list(widths)}, such as design.seeds=2"
             )
         for width in widths:
             if head_dim is not None and width % head_dim:
                 raise ValueError(
                     f"design.widths has {width}, which must be a multiple of design.head_dim={head_dim}: choose "
-                    "another width, or set design.head_dim to a divisor of all widths"
+                    f"another width, or set design.head_dim={math.gcd(head_dim, *widths)}, a divisor of all widths"
                 )
         self.widths, self.seeds, self.head_dim = list(widths), each, head_dim
 
