@@ -63,7 +63,8 @@ class Parabola:
 
     def at(self, x: ArrayLike) -> NDArray[np.float64]:
         """Returns the heights of the first group at points x."""
-        return np.polyval(self.coefficients[[-1, -2, 0]], np.asarray(x) - self.center)
+        heights = np.polyval(self.coefficients[[-1, -2, 0]], np.asarray(x, dtype=float) - self.center)
+        return np.asarray(heights, dtype=np.float64)
 
     def variance_at(self, x: float) -> float:
         """Returns the variance of the height at x, of a parabola of one group, for noise of variance 1."""
