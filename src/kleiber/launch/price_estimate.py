@@ -295,7 +295,7 @@ class Prices:
 
 def is_absent(config: Config) -> bool:
     """Whether a run needs a GPU, and this machine has none."""
-    return config["trainer"].get("accelerator") == "gpu" and not torch.cuda.is_available()
+    return (config.get("trainer") or {}).get("accelerator") == "gpu" and not torch.cuda.is_available()
 
 
 def without_numbers(value: object) -> object:

@@ -62,6 +62,9 @@ Cuts = Annotated[
 Exclude = Annotated[
     str, typer.Option(help="none, or suspects: exclude rows that look diverged, badly tuned or unfinished")
 ]
+GroupColumn = Annotated[
+    str | None, typer.Option("--by", metavar="COL", help="fit each value of this column separately")
+]
 Bootstrap = Annotated[
     int, typer.Option(min=0, help="number of bootstrap resamples: 0 for none, or at least 2 / (1 - level)")
 ]
@@ -131,18 +134,9 @@ def fit(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="TABLE", help="csv, jsonl, parquet, folder of runs, or W&B's")],
     law: Annotated[str, typer.Option(help="shipped law, FILE.py:FUNCTION, or mylab.FUNCTION")] = "chinchilla",
-    map: ColumnMap = None,
-    params: ParamsColumn = None,
-    data: DataColumn = None,
-    loss: LossColumn = None,
-    compute: ComputeColumn = None,
-    loss_fn: LossFn = None,
-    delta: Delta = None,
-    space: Space = None,
-    where: Where = None,
-    by: Annotated[str | None, typer.Option(metavar="COL", help="fit each value of this column separately")] = None,
-    bootstrap: Bootstrap = 1000,
-    cluster: Cluster = None,
+    map: ColumnMap = None, params: ParamsColumn = None, data: DataColumn = None, loss: LossColumn = None,
+    compute: ComputeColumn = None, loss_fn: LossFn = None, delta: Delta = None, space: Space = None,
+    where: Where = None, by: GroupColumn = None, bootstrap: Bootstrap = 1000, cluster: Cluster = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of the bootstrap")] = 0,
     level: Annotated[float, typer.Option(help="confidence level of all intervals, between 0 and 1")] = 0.9,
     fix: Fixed = None,
@@ -158,7 +152,7 @@ def fit(
     report: HtmlFile = None,
     form: Form = None,
     route: Route = None,
-) -> None:
+) -> None:  # fmt: skip
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
     from kleiber.studies import law_report
     from kleiber.studies.fitted_law import check_options, fit_groups, select_rows

@@ -26,7 +26,7 @@ from kleiber.evals import (
     write_texts,
 )
 from kleiber.runs import open_model
-from kleiber.types import Count, Metric, Metrics, Model, Score, Scores, Tokenizer, device_of, variants
+from kleiber.types import Count, Metric, Metrics, Model, Score, Scores, Seed, Tokenizer, device_of, variants
 from kleiber_topics.retrieval.in_context import BM25Index, DenseIndex, Index, Places
 
 Finder = Literal["bm25", "dense"]
@@ -119,7 +119,7 @@ class OpenBook(Evaluation):
         recall: Sequence[Count] = (1, 5, 20),
         tokens: Count | None = None,
         limit: Count | None = 200,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         if retriever is not None and "dense" not in methods:
             raise ValueError(f"evals.open_book.retriever={retriever} is for evals.open_book.methods=[dense]: add it")
