@@ -10,7 +10,7 @@ of the data sheet. Operators are those of a CPU, which has more and smaller ones
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 from unittest.mock import patch
 
@@ -46,7 +46,7 @@ class Roofline(memory_plan.LiveBytes):
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__(vocabulary)
-        self.times, self.counts, self.warm = Counter[str](), Counter[str](), False
+        self.times, self.counts, self.warm = defaultdict[str, float](float), Counter[str](), False
         self.instances.append(self)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,7 +83,7 @@ def main(overrides: list[str]) -> None:
         planned = memory_plan.plan_memory(stage.config, stage.plan, hardware, "gpu")
     assert planned is not None
     (roofline,) = Roofline.instances
-    device = roofline.times.total()
+    device = sum(roofline.times.values())
     optimizer = roofline.times["_fused_adamw_"]
     host, tokens = LAUNCH * roofline.counts.total(), planned.rows * stage.plan.context
     reduced = 4 * stage.plan.parameters.total * 2 * 7 / 8 / NVLINK
@@ -91,7 +91,7 @@ def main(overrides: list[str]) -> None:
     print(f"device {1e3 * (device - optimizer):.0f} ms a micro-batch, optimizer {1e3 * optimizer:.0f} ms a step")
     print(f"{roofline.counts.total():,} operators, which the host starts in {1e3 * host:.0f} ms")
     print(f"sum of gradients over 8 GPUs {1e3 * reduced:.0f} ms a step, if nothing hides it")
-    for name, seconds in roofline.times.most_common(12):
+    for name, seconds in sorted(roofline.times.items(), key=lambda row: -row[1])[:12]:
         print(f"  {name:50} {1e3 * seconds:8.1f} ms {roofline.counts[name]:6}")
     for number in (1, 4):
         seconds = number * max(device - optimizer, host) + optimizer + reduced

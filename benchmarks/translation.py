@@ -39,6 +39,8 @@ Row = tuple[list[int], list[int]]  # prompt and target with its end
 class EncoderDecoder(nn.Module):
     """A Transformer that reads a prompt in both directions, and predicts the tokens of a target."""
 
+    places: Tensor
+
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, context: int) -> None:
         super().__init__()
         self.width = width

@@ -120,7 +120,7 @@ def write_texts(
     ids = continuations(
         subject.model, prompts, tokens, subject.tokenizer.eos, beams=beams, length_penalty=length_penalty
     )
-    return [answer_text(subject.tokenizer, prompt, row) for prompt, row in zip(prompts, ids, strict=True)]
+    return [answer_text(subject.tokenizer, [*prompt], row) for prompt, row in zip(prompts, ids, strict=True)]
 
 
 class Generation(Evaluation):

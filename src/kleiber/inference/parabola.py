@@ -54,7 +54,7 @@ class Parabola:
     @cached_property
     def unit(self) -> NDArray[np.float64]:
         """Covariance of the coefficients for noise of variance 1."""
-        return np.linalg.inv(self.design.T @ self.design)
+        return np.asarray(np.linalg.inv(self.design.T @ self.design), np.float64)
 
     def spread(self, noise: float) -> float:
         """Returns the standard deviation of the vertex by the delta method, for noise of that variance."""
@@ -88,4 +88,4 @@ def fit_parabola(
     solved, _, rank, _ = np.linalg.lstsq(design, heights, rcond=None)
     if rank < design.shape[1]:
         return None
-    return Parabola(middle, solved, design, heights - design @ solved)
+    return Parabola(middle, np.asarray(solved, np.float64), design, heights - design @ solved)

@@ -185,7 +185,8 @@ def fit(
     for group, record in records.items():
         print_line("\n".join([*([f"\n{by} = {group}"] if by else []), *law_report.lines(record)]))
     if report is not None:
-        law_report.write(report, source, shape, records, {group: fitted.rows for group, fitted in laws.items()}, by)
+        tables = {group: fitted.rows for group, fitted in laws.items() if fitted.rows is not None}
+        law_report.write(report, source, shape, records, tables, by)
         print_line(f"report: {report}")
     raise typer.Exit(ExitCode.DONE if all(fitted.accepted for fitted in laws.values()) else ExitCode.UNDECIDED)
 
