@@ -178,10 +178,10 @@ class Generation(Evaluation):
                     for rule, texts in baseline_texts(rows, items).items()
                     for metric, measured in self._score(texts, items).items()
                 }
-            own = self._score(written, items)
-            scores[domain] = {metric: measured.score for metric, measured in own.items()} | self.of_rules[domain]
+            of_model = self._score(written, items)
+            scores[domain] = {metric: measured.score for metric, measured in of_model.items()} | self.of_rules[domain]
             details[domain] = pick_examples(items, written) if rows.task.examples else []
-            values = {metric: measured.items for metric, measured in own.items()}
+            values = {metric: measured.items for metric, measured in of_model.items()}
             by_item[domain] = Items([asked(item) for item in items], values)
         return Results(scores, details, by_item)
 

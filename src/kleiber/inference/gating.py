@@ -150,8 +150,8 @@ class Noise:
         """
         variance, df = pooled_variance([gains])
         carried = min(CARRIED, self.freedom)
-        own = (carried * self.pair_sd**2 + (variance * df if df else 0.0)) / (carried + df)
-        return max(self.pair_sd, math.sqrt(own))
+        pooled = (carried * self.pair_sd**2 + (variance * df if df else 0.0)) / (carried + df)
+        return max(self.pair_sd, math.sqrt(pooled))
 
     def after_test(self, gains: Sequence[float]) -> Noise:
         """Returns the noise with that of the pairs of a test; earlier ones count a little less."""

@@ -240,7 +240,7 @@ def run_fake(function: Callable[..., object], inputs: list[Tensor], args: Any, k
         return function(*args, **kwargs)
     except (DataDependentOutputException, DynamicOutputShapeException):
         first = inputs[0]
-    name = getattr(function, "__name__", "")
+    name = str(function).removeprefix("aten.")
     if name.startswith("_local_scalar_dense"):
         is_listed = first.untyped_storage().nbytes() > first.element_size()  # one of several, which have a sum
         return first.dtype.is_floating_point or first.dtype == torch.bool or (0 if is_listed else LARGEST)

@@ -64,20 +64,20 @@ def read_store(rows: TaskRows, items: Sequence[TaskTexts], passage: str, size: i
 
     size  None for all passages of the training rows and of the evaluated split
     """
-    own = list(dict.fromkeys(item.inputs[passage] for item in items))
-    if size is not None and size < len(own):
+    asked_for = list(dict.fromkeys(item.inputs[passage] for item in items))
+    if size is not None and size < len(asked_for):
         raise ValueError(
-            f"evals.open_book.passages={size} must be at least the {len(own):,} passages of the questions: ask fewer "
-            "questions (evals.open_book.limit), or store more passages"
+            f"evals.open_book.passages={size} must be at least the {len(asked_for):,} passages of the questions: ask "
+            "fewer questions (evals.open_book.limit), or store more passages"
         )
     tables = (rows.training, rows)
     texts = (table.texts_of(i).inputs[passage] for table in tables for i in range(len(table)))
-    others = [text for text in dict.fromkeys(texts) if text not in set(own)]
+    others = [text for text in dict.fromkeys(texts) if text not in set(asked_for)]
     if size is not None:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(others))[: size - len(own)])
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(others))[: size - len(asked_for)])
         others = [others[i] for i in chosen]
-    number = {text: i for i, text in enumerate(own)}
-    return Store([*own, *others], [number[item.inputs[passage]] for item in items])
+    number = {text: i for i, text in enumerate(asked_for)}
+    return Store([*asked_for, *others], [number[item.inputs[passage]] for item in items])
 
 
 class OpenBook(Evaluation):
@@ -96,7 +96,7 @@ class OpenBook(Evaluation):
     methods    bm25 (needs the extra `retrieval`), dense: cosine of mean hidden states
     retriever  run or Hugging Face folder whose hidden states `dense` compares; null: those of the model
     passages   number of passages in the store, the others drawn at random; null: all
-    found      passages that stand in a prompt
+    top        number of passages that stand in a prompt, the best ones
     recall     numbers k at which the recall is told
     tokens     most tokens of an answer; null: those that the data keeps for the target
     limit      number of questions; null: all
@@ -115,7 +115,7 @@ class OpenBook(Evaluation):
         methods: Annotated[Sequence[Finder], MinLen(1)] = ("bm25",),
         retriever: str | None = None,
         passages: Count | None = None,
-        found: Count = 1,
+        top: Count = 1,
         recall: Sequence[Count] = (1, 5, 20),
         tokens: Count | None = None,
         limit: Count | None = 200,
@@ -124,7 +124,7 @@ class OpenBook(Evaluation):
         if retriever is not None and "dense" not in methods:
             raise ValueError(f"evals.open_book.retriever={retriever} is for evals.open_book.methods=[dense]: add it")
         self.methods, self.retriever = tuple(dict.fromkeys(methods)), retriever
-        self.passages, self.found, self.recall = passages, found, tuple(recall)
+        self.passages, self.top, self.recall = passages, top, tuple(recall)
         self.tokens, self.limit, self.seed = tokens, limit, seed
 
     def accepts(self, data: DataSet) -> bool:
@@ -160,9 +160,9 @@ class OpenBook(Evaluation):
             places, costs = self.find(subject, method, store, [question_of(item, passage) for item in items])
             scores |= {f"{method}/{name}": score for name, score in costs.items()}
             for k in self.recall:
-                hits = [number in found[:k] for number, found in zip(store.numbers, places, strict=True)]
+                hits = [number in best[:k] for number, best in zip(store.numbers, places, strict=True)]
                 scores[f"{method}/recall_{k}"] = proportion_score(hits)
-            texts = ["\n".join(store.passages[place] for place in found[: self.found]) for found in places]
+            texts = ["\n".join(store.passages[place] for place in best[: self.top]) for best in places]
             values[method] = self.answer(subject, rows, items, texts)
         for kind, measured in values.items():
             for name, of_items in measured.items():
@@ -195,7 +195,7 @@ class OpenBook(Evaluation):
             BM25Index(passages, tokenizer) if method == "bm25" else DenseIndex(model, passages, "torch", tokens)
         )
         built = time.perf_counter()
-        places = index.search(queries, min(max(self.found, *self.recall), len(passages)))
+        places = index.search(queries, min(max(self.top, *self.recall), len(passages)))
         costs = {
             "store_bytes": Score(float(index.num_bytes)),
             "store_seconds": Score(built - begin),

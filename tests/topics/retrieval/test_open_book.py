@@ -66,7 +66,7 @@ def test_dense_retrieval_finds_the_nearest_mean_state(subject, tmp_path, monkeyp
     other = Transformer(272, depth=1, width=16, context=32)
     monkeypatch.setattr(open_book, "open_model", lambda path: SimpleNamespace(model=other, tokenizer=Bytes()))
     for retriever, model in ((None, subject.model), ("run", other)):
-        evaluation = OpenBook(methods=["dense"], retriever=retriever, found=2)
+        evaluation = OpenBook(methods=["dense"], retriever=retriever, top=2)
         items = [rows.texts_of(i) for i in order]
         store = read_store(rows, items, "context", None, 0)
         places, _ = evaluation.find(subject, "dense", store, ["fen", "mere"])
@@ -98,7 +98,7 @@ def test_several_passages_stand_in_the_prompt_the_best_one_first(subject, monkey
     monkeypatch.setattr("kleiber.evals.generation.continuations", keep)
     rows, order = task_rows(subject.samples("t"))
     item = rows.texts_of(int(order[0]))
-    OpenBook(found=2).answer(subject, rows, [item], [f"{item.inputs['context']}\n{'long ' * 40}"])
+    OpenBook(top=2).answer(subject, rows, [item], [f"{item.inputs['context']}\n{'long ' * 40}"])
     assert prompts[0].startswith(item.inputs["context"] + "\nlong long")
     assert prompts[0].endswith(f" Depth of {item.inputs['question']}?") and len(prompts[0]) == 64 - rows.kept
 

@@ -94,13 +94,13 @@ def read_run_items(run: Path, task: str) -> ItemScores:
     node = by_data.get(data) if isinstance(by_data, dict) else None
     if node is None:
         names = [f"{evaluation}/{name}" for name in by_data] if isinstance(by_data, dict) else []
-        found = f"it has {listed(names)}" if names else f"run kleiber eval {run} --evals {evaluation or 'generation'}"
-        raise ValueError(f"--task {task}: {run} has no scores by item of EVALUATION/DATA={task}; {found}")
+        hint = f"it has {listed(names)}" if names else f"run kleiber eval {run} --evals {evaluation or 'generation'}"
+        raise ValueError(f"--task {task}: {run} has no scores by item of EVALUATION/DATA={task}; {hint}")
     try:
-        contents, seen = [], Counter[str]()
+        contents, times = [], Counter[str]()
         for text in map(str, node["contents"]):  # equal items stay apart, in their order
-            contents.append((text, seen[text]))
-            seen[text] += 1
+            contents.append((text, times[text]))
+            times[text] += 1
         scores = {
             str(metric): dict(zip(contents, map(float, values), strict=True))
             for metric, values in node["values"].items()
