@@ -8,7 +8,7 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 
-from kleiber.charts import Chart, Marks, estimates, lines, render_page
+from kleiber.charts import Chart, Marks, estimates, kind_color, lines, render_page
 from kleiber.inference import FEWEST_PLAIN, PILOT
 from kleiber.records import write_text
 from kleiber.types import Json, format_interval
@@ -163,8 +163,9 @@ def figures(rows: Sequence[Json], side: str) -> dict[str, Chart]:
     if not shown:
         return {}
     title = f"Changed - plain of each proposal; better is {side} 0"
-    order = ["keep", "discard", "undecided"]
-    charts = {"decisions": estimates(shown, order, "difference", title, zero=True)}
+    order = [each for each in ("keep", "discard", "undecided") if any(row["series"] == each for row in shown)]
+    color = kind_color(order, "series", alt.Legend(), ["keep", "discard", "undecided"])
+    charts = {"decisions": estimates(shown, order, "difference", title, zero=True, color=color)}
     spent = pd.DataFrame([{"proposal": at, "value": row["error left"]} for at, row in enumerate(rows, 1)])
     x = alt.X("proposal:Q", title="proposals", axis=alt.Axis(tickMinStep=1, format="d"))
     y = alt.Y("value:Q", title="error that is left", scale=alt.Scale(zero=True))
