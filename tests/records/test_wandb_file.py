@@ -3,8 +3,11 @@
 import json
 import struct
 
+import numpy as np
 import pytest
+from scipy import stats
 
+from kleiber.launch.cli import main
 from kleiber.records.regular_files import DamagedFile
 from kleiber.records.wandb_file import BLOCK, HEADER, read_wandb_run, read_wandb_runs
 from kleiber.studies.laws.table import read
@@ -18,14 +21,14 @@ def set_values(items, values):
         item.key, item.value_json = key, json.dumps(value)
 
 
-def recorded(name="narrow", width=32, losses=(3.0, 2.0), summary=()):
+def recorded(name="narrow", width=32, losses=(3.0, 2.0), summary=(), seed=1):
     """The records of a run as W&B's service writes them."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     run, changed, end = Record(), Record(), Record()
     run.run.run_id, run.run.display_name, run.run.run_group = "0a1b", name, "ladder"
     set_values(run.run.config.update, {"model": {"width": width, "depth": 2}, "note": LONG, "_wandb": {"t": 1}})
-    set_values(changed.config.update, {"seed": 1})
+    set_values(changed.config.update, {"seed": seed})
     rows = [Record() for _ in losses]
     for step, (row, loss) in enumerate(zip(rows, losses, strict=True)):
         set_values(row.history.item, {"val/docs/loss": loss, "_step": step})
@@ -72,6 +75,19 @@ def test_a_folder_of_offline_runs_is_a_table(tmp_path):
         write(tmp_path / f"offline-run-{number}" / f"run-{number}.wandb", recorded(f"width{width}", width))
     assert [row["run"] for row in read_wandb_runs(tmp_path)] == ["width32", "width64"]
     assert read(tmp_path)["model.width"].tolist() == [32, 64]
+
+
+def test_offline_runs_are_compared_as_a_table_of_runs(tmp_path):
+    losses = np.random.default_rng(0).normal([[2.0], [1.9]], 0.01, (2, 5))
+    for (side, seed), loss in np.ndenumerate(losses):
+        path = tmp_path / "wandb" / f"offline-run-{side}-{seed}" / f"run-{side}{seed}.wandb"
+        write(path, recorded(f"{side}-{seed}", (32, 64)[side], (3.0, float(loss)), seed=seed))
+    out = tmp_path / "out.json"
+    columns = "arm=model.width,seed=seed,value=val/docs/loss"
+    assert main(["compare", str(tmp_path / "wandb"), "--map", columns, "--json", str(out)]) == 0
+    (claim,) = json.loads(out.read_text())["claims"]
+    test = stats.ttest_rel(losses[1], losses[0]).confidence_interval(0.9)
+    assert [claim["lo"], claim["hi"]] == pytest.approx([test.low, test.high], abs=1e-9)
 
 
 def test_other_files_and_damage_are_refused_by_name(tmp_path):

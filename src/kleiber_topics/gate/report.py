@@ -97,8 +97,8 @@ def status_lines(gate: Gate) -> list[str]:
     counts = ", ".join(f"{status[kind]} {name}" for kind, name in COUNTED.items())
     text = [
         f"plain recipe: {status['plain']['recipe']}",
-        f"{status['proposals']} proposals: {counts}; {status['runs']}{limit} runs",
-        f"{status['refused']} proposals were refused, {status['failed_runs']} runs failed",
+        f"proposals: {counts}; {status['runs']}{limit} runs",
+        f"refused proposals: {status['refused']}; failed runs: {status['failed_runs']}",
         f"error ({status['error']}, {1 - status['level']:.2g} in all): spent {status['error_spent']:.3g}, left "
         f"{status['error_left']:.3g}",
     ]
