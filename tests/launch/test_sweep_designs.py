@@ -54,6 +54,7 @@ def priced(monkeypatch):
         return {
             "cells": cells,
             "memory_bytes": 2**30,
+            "memory_plan": None,
             "unmeasured": None,
             "start": 0.0,
             "threads": 1,
@@ -107,4 +108,4 @@ def test_finished_runs_count_as_points_of_the_law(seeds, monkeypatch):
 @pytest.mark.slow
 def test_a_study_that_answers_more_than_its_law_only_warns(seeds, priced, capsys):
     assert main(["study=moe_law", "design.widths=[32]", "dry_run=true"]) == 0
-    assert "study=moe_law: " in capsys.readouterr().out
+    assert "study moe_law: " in capsys.readouterr().out

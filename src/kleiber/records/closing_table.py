@@ -191,7 +191,8 @@ def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
     objective, data, prompt = str(config["objective"]["_target_"]), config.get("data") or {}, "The "
     samples = run / "samples.txt"
     if data.get("target"):  # of a task, whose prompts are in no chat template: the first one that the model continued
-        prompt = samples.read_text(encoding="utf-8").partition("\n")[2].partition(">>>")[0] if samples.is_file() else ""
+        text = read_bytes(samples, MAX_SAMPLES_BYTES).decode(errors="replace") if samples.is_file() else ""
+        prompt = text.partition("\n")[2].partition(">>>")[0]
     elif class_attribute(objective, "trains_answers"):
         hints.insert(0, (["chat", place], "talk to it"))
     if samples.is_file():
