@@ -189,7 +189,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
     if estimate["unmeasured"]:
         lines.append(f"             runs whose speed is unknown count as similar ones: {estimate['unmeasured']}")
     if plan["memory_bytes"]:
-        lines.append(f"memory       about {plan['memory_bytes'] / 2**20:,.0f} MiB in the largest process")
+        lines.append(f"process      about {plan['memory_bytes'] / 2**20:,.0f} MiB of memory in the largest one")
     return lines
 
 
