@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from kleiber.config.errors import Preempted, RankLost, RankTimeout
+from kleiber.config.errors import Interrupted, Preempted, RankLost, RankTimeout
 from kleiber.launch.rank_failures import FAILURES, first_failure, record_failure, record_killed_ranks
 
 
@@ -27,6 +27,15 @@ def test_the_exit_code_is_that_of_the_rank_that_failed_first(failures, tmp_path,
     failures(("1", 3, RuntimeError("boom")), ("0", 1, RuntimeError("later")))
     assert first_failure(tmp_path, 2) == (3, "rank 1: RuntimeError('boom')", False)
     assert "rank 1 " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "ended"), [(75, Preempted("SIGTERM")), (130, Interrupted("SIGINT"))])
+def test_a_rank_that_a_signal_ended_as_it_should_prints_no_traceback(failures, capsys, code, ended):
+    """FAULTS 122: Ctrl-C reaches every rank of a terminal, and rank 1 may notice it before rank 0."""
+    folder = failures(("1", code, ended), ("0", 75, Preempted("SIGTERM, which the launcher forwarded")))
+    failure = first_failure(folder, 2)
+    assert failure is not None and failure.code == code
+    assert not capsys.readouterr().err
 
 
 def test_a_rank_that_lost_another_one_is_not_the_first_to_fail(failures):

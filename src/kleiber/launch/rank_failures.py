@@ -39,8 +39,8 @@ def first_failure(failures: Path, devices: int) -> Failure | None:
     """Returns how the rank ended that failed first; None when no rank recorded a failure.
 
     A rank that was killed by a signal is the cause, whatever the others report, and then one whose error is not that it
-    lost another rank. Prints the cause, unless rank 0 has printed the same error. Where a rank waited for another one
-    in vain, the error names the ranks that recorded nothing.
+    lost another rank. Prints the cause, unless rank 0 has printed the same error or a signal ended the rank in order.
+    Where a rank waited for another one in vain, the error names the ranks that recorded nothing.
 
     failures  folder that `record_failure` and `record_killed_ranks` write to
     devices   number of ranks
@@ -61,7 +61,7 @@ def first_failure(failures: Path, devices: int) -> Failure | None:
         print_line(f"kleiber: {error}", err=True)
         return Failure(first["code"], error, is_cause=True)
     printed = any(record["rank"] == 0 and record["error"] == first["error"] for record in records)
-    if not printed and first["code"] != ExitCode.PREEMPTED:
+    if not printed and first["code"] not in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
         print_line(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", err=True)
     return Failure(first["code"], f"rank {first['rank']}: {first['error']}")
 
