@@ -248,7 +248,10 @@ TESTS: dict[int, list[str]] = {
     121: ["topics/judging/test_server.py::test_deep_json_and_an_endless_length_are_refused_without_a_traceback",
           "topics/judging/test_server.py::test_a_connection_that_the_browser_resets_is_not_reported",
           "topics/judging/test_server.py::test_a_full_disk_is_told_on_the_page_and_the_choice_can_be_repeated"],
-    122: ["faults/test_early_signals.py::test_a_signal_while_a_command_starts_ends_it_with_its_code"],
+    122: [
+        "faults/test_early_signals.py::test_a_signal_while_a_command_starts_ends_it_with_its_code",
+        "launch/test_rank_failures.py::test_a_rank_that_a_signal_ended_as_it_should_prints_no_traceback",
+    ],
     123: ["faults/test_system_errors.py::test_a_run_whose_system_calls_fail_says_so_and_goes_on_as_if_nothing_had_been",
           "faults/test_system_errors.py::test_a_command_whose_system_calls_fail_says_so",
           "records/test_locks.py::test_a_file_system_without_locks_is_named_with_the_lock_and_the_fix"],
