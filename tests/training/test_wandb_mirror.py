@@ -10,6 +10,7 @@ from wandb_records import read
 
 from kleiber.launch.main import main
 from kleiber.records import wandb_run
+from kleiber.runs.evaluate import first_scores
 from kleiber.studies.laws import table
 from kleiber.training.wandb_mirror import WandbMirror, wandb_logger
 
@@ -136,6 +137,16 @@ def test_an_evaluation_is_a_run_of_its_own_job_type_beside_its_run(launch):
     results = json.loads((folder / "evals" / "perplexity.json").read_text())
     assert record["summary"]["eval/perplexity/tiny/loss"] == pytest.approx(results["scores"]["tiny"]["loss"]["value"])
     assert record["config"]["run"] == run_id
+    (table,) = path.parent.glob("files/media/table/scores*.table.json")
+    content = json.loads(table.read_text())
+    assert {row[0] for row in content["data"]} == {f"eval/perplexity/tiny/{name}" for name in results["scores"]["tiny"]}
+
+
+def test_the_summary_of_an_evaluation_has_at_most_25_keys_of_all_data_sets():
+    many = {f"metric{n}": {"value": float(n)} for n in range(30)}
+    shown = first_scores({"one": {"a": many, "b": many}, "two": {"c": {"loss": {"value": 2.0}}}})
+    assert len(shown) == 25
+    assert shown["eval/one/a/metric0"] == shown["eval/one/b/metric0"] == 0 and shown["eval/two/c/loss"] == 2
 
 
 def test_only_a_run_can_be_evaluated_in_wandb(tmp_path, capsys):

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -135,6 +135,14 @@ def log_files(run: Run, name: str, kind: str, files: Mapping[str, Path], metadat
     for file_name, path in files.items():
         artifact.add_file(str(path), name=file_name)
     run.log_artifact(artifact, aliases=aliases)
+
+
+def log_table(run: Run, key: str, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Logs rows as a table with these columns. They are sent with what is logged next, or at the end of the run."""
+    import wandb
+
+    table = wandb.Table(list(columns), [[row.get(name) for name in columns] for row in rows], allow_mixed_types=True)
+    run.log({key: table}, commit=False)
 
 
 def log_run(run: Run, name: str) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 from kleiber.config.check import check_node
@@ -42,6 +43,8 @@ from kleiber.runs.open import find_stage
 from kleiber.types import Config, Json
 
 SCHEMA = "kleiber.eval/1"
+SUMMARY_KEYS = 25  # of the W&B run of an evaluation
+SCORE_COLUMNS = ("score", "value", "lo", "hi", "n", "unit", "better")  # of its table
 MOST_ROWS = 40  # of a table that is not folded on the page
 
 
@@ -141,13 +144,26 @@ def flat_scores(scores: Mapping[str, Json]) -> Json:
     }
 
 
+def first_scores(scores: Mapping[str, Json]) -> dict[str, float]:
+    """At most SUMMARY_KEYS values by key: the first metric of each evaluation and data set before the second ones."""
+    ranked = [
+        (place, f"eval/{name}/{data}/{metric}", score["value"])
+        for name, by_data in scores.items()
+        for data, by_metric in by_data.items()
+        for place, (metric, score) in enumerate(by_metric.items())
+    ]
+    ranked.sort(key=itemgetter(0))
+    return {key: value for _, key, value in ranked[:SUMMARY_KEYS]}
+
+
 def log_to_wandb(folder: Path, record: Json) -> None:
     """Logs the results of a run to W&B, as a run of the job type eval in the group and project of the run.
 
-    A later evaluation adds its numbers to the same W&B run.
+    The summary has `first_scores`, and the table `scores` all of them with their intervals. A later evaluation adds
+    its numbers to the same W&B run.
     """
     from kleiber.records.folder import read_config
-    from kleiber.records.wandb_run import address, node_of, start_run, use_run, was_online
+    from kleiber.records.wandb_run import address, log_table, node_of, start_run, use_run, was_online
 
     config, summary = read_config(folder), read_summary(folder) or {}
     node = node_of(config)
@@ -158,7 +174,9 @@ def log_to_wandb(folder: Path, record: Json) -> None:
     )  # fmt: skip
     print_line(f"W&B {address(run)}")
     use_run(run, folder.absolute().name, summary["run_id"])
-    run.summary.update({key: score["value"] for key, score in flat_scores(record["evals"]).items()})
+    rows = [{"score": key, **score} for key, score in flat_scores(record["evals"]).items()]
+    log_table(run, "scores", SCORE_COLUMNS, rows)
+    run.summary.update(first_scores(record["evals"]))
     run.finish()
 
 

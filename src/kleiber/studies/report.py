@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kleiber.config.cost import describe_total
 from kleiber.config.errors import ConfigError, listed
@@ -25,7 +25,7 @@ from kleiber.records.files import read_config_node, write_json, write_text
 from kleiber.records.progress import activity
 from kleiber.records.regular_files import make_folder
 from kleiber.records.terminal import print_line
-from kleiber.records.wandb_run import address, node_of, start_run, use_run, was_online
+from kleiber.records.wandb_run import address, log_table, node_of, start_run, use_run, was_online
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.overview import Overview
@@ -116,10 +116,10 @@ def parts(
     for title, rows in findings["tables"].items():
         if rows:
             columns = list(dict.fromkeys(key for row in rows for key in row))
-            steps[f"table {title}"] = partial(send_table, run, f"tables/{title}", columns, rows)
+            steps[f"table {title}"] = partial(log_table, run, f"tables/{title}", columns, rows)
     columns = ["decision", "verdict", "advice", "n", "level"]
-    steps["claims"] = partial(send_table, run, "claims", columns, findings["claims"])
-    steps["verdicts"] = partial(send_table, run, "verdicts", ["level", "code", "text"], findings["verdicts"])
+    steps["claims"] = partial(log_table, run, "claims", columns, findings["claims"])
+    steps["verdicts"] = partial(log_table, run, "verdicts", ["level", "code", "text"], findings["verdicts"])
     laws = ["laws.json"] if result.law is not None else []
     files = [folder / name for name in (*laws, *FILES) if (folder / name).exists()]
     steps["artifact"] = partial(send_artifact, run, f"{folder.absolute().name}-study", files)
@@ -144,13 +144,6 @@ def send_image(run: WandbRun, key: str, file: Path) -> None:
     import wandb
 
     run.log({key: wandb.Image(str(file))}, commit=False)
-
-
-def send_table(run: WandbRun, key: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    import wandb
-
-    cells: list[Any] = [[row.get(name) for name in columns] for row in rows]
-    run.log({key: wandb.Table(columns=list(columns), data=cells, allow_mixed_types=True)}, commit=False)
 
 
 def send_artifact(run: WandbRun, name: str, files: Sequence[Path]) -> None:
