@@ -163,5 +163,5 @@ def claims_table(group: str) -> str:
         for claim in register()
         if claim.group == group
     ]
-    head = ["claim", "here", "decided by", "measured"]
+    head = ["claim", "decision here", "decided by", "what the runs say"]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])

@@ -281,14 +281,14 @@ def facts(study: Study, header: Header) -> str:
     again = (
         f"`kleiber report {place}{options}` makes findings, law and figures again"
         if study.has_rows
-        else "no: its numbers stand as they were reported when the study was run"
+        else "no: its numbers are those of the report at the time"
     )
     rows = [
         ["Study", f"[`study={study.kind}`](../../reference/study.md#{study.kind}): {header.summary}"],
         ["Source", header.labels.get("Paper", "")],
-        ["Cost", f"{study.cost} of processes"],
+        ["Cost", f"{study.cost} of [processor time](../../glossary.md)"],
         ["Recorded", f"`{place}`"],
-        ["Rows", again],
+        ["[Rows](../../glossary.md)", again],
     ]
     return table(["", ""], [row for row in rows if row[1]])
 
@@ -312,7 +312,7 @@ def conclusions(findings: Mapping[str, object]) -> str:
     """Returns the answer, the claims, the verdicts on the law and the caveats of a study as it reported them."""
     claims, verdicts, caveats = (findings[name] for name in ("claims", "verdicts", "caveats"))
     assert isinstance(claims, list) and isinstance(verdicts, list) and isinstance(caveats, list)
-    parts = [f"As `kleiber report` put it:\n\n> {cell(findings['answer'])}"]
+    parts = [f"The answer that `kleiber report` wrote:\n\n> {cell(findings['answer'])}"]
     if claims:
         level = float(str(findings["level"]))
         head = ["decision", f"result, intervals of {level:.0%} for all claims together", "what would decide it"]

@@ -31,7 +31,7 @@ def test_the_gap_is_drawn_in_percent_with_its_line_up_to_the_largest_prediction(
     drawn = change("no_qk_norm", -0.02)
     assert drawn.ladder is not None
     chart = gap_figure(drawn, drawn.ladder, "plain", 0.9).to_dict()
-    assert "no QK norm relative to plain" in chart["title"]["text"] and "loss relative to plain (%)" in str(chart)
+    assert "no QK-norm relative to plain" in chart["title"]["text"] and "loss relative to plain (%)" in str(chart)
     (points,) = [rows for rows in chart["datasets"].values() if "fitted" in rows[0]]
     (line,) = [rows for rows in chart["datasets"].values() if len(rows) == 60]
     assert points[0]["gap"] == pytest.approx(100 * math.expm1(-0.0199)) and line[-1]["compute"] == pytest.approx(1e16)
@@ -39,4 +39,4 @@ def test_the_gap_is_drawn_in_percent_with_its_line_up_to_the_largest_prediction(
 
 def test_arms_are_in_the_order_of_their_gaps():
     chart = arms_figure([change("relu2", 0.01), change("no_qk_norm", -0.02)], 10.0, 0.8).to_dict()
-    assert "['no QK norm', 'ReLU²']" in str(chart) and chart["title"]["subtitle"].startswith("80% intervals")
+    assert "['no QK-norm', 'ReLU²']" in str(chart) and chart["title"]["subtitle"].startswith("80% intervals")
