@@ -56,7 +56,7 @@ def test_the_worked_nights_of_the_guide_are_those_of_the_recorded_logs(night):
     rows = read_rows(REPOSITORY / f"examples/gate/{night}.jsonl")
     decisions = [row for row in rows if row["kind"] == "decision"]
     for row in decisions:
-        ends = "" if row["value"] is None else f"{row['value']:+.4f} [{row['lo']:+.4f}, {row['hi']:+.4f}]"
+        ends = "" if row["value"] is None else f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
         shown = re.escape("identical" if row["why"].startswith("identical") else ends or row["why"].split(":")[0])
         name = re.escape(row["name"])
         assert re.search(rf"\| {name} \| [^|]+ \| {row['decision']} \| {shown} \| {row['runs']} \|", GUIDE)
