@@ -24,7 +24,7 @@ from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.table import round_down
 from kleiber.types import Config, Json
 
-UNIT = "of the loss, in log"
+UNIT = "in log loss"
 MOST_DECADES = 9.0  # largest factor of compute that is estimated, in log10
 Losses = dict[str, dict[float, dict[int, float]]]  # by arm, learning rate and seed; inf for a run that diverged
 
