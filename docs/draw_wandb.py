@@ -17,6 +17,7 @@ from kleiber.records.wandb_file import read_records, values_of
 
 AXES = ("_step", "_runtime", "_timestamp", "trainer/global_step", "tokens", "train/tokens")
 COLUMNS, WIDTH, HEIGHT = 4, 165, 84
+LABEL = "format(datum.value, abs(datum.value) < 1000 ? '.4~g' : '.3~s')"
 
 
 def history(folder: Path) -> Rows:
@@ -42,7 +43,7 @@ def panel(metric: str, rows: Rows) -> Chart:
         .mark_line(color="#0072B2", strokeWidth=1.5)
         .encode(
             alt.X("step:Q", title=None, axis=alt.Axis(tickCount=3, grid=False)),
-            alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=3, format="~g")),
+            alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=3, labelExpr=LABEL)),
         )
         .properties(width=WIDTH, height=HEIGHT)
     )
@@ -50,9 +51,8 @@ def panel(metric: str, rows: Rows) -> Chart:
 
 def section(name: str, panels: list[Chart]) -> Chart:
     """Returns the panels of a section in rows, below its name and their number."""
-    rows = [alt.hconcat(*panels[at : at + COLUMNS], spacing=14) for at in range(0, len(panels), COLUMNS)]
     title = alt.TitleParams(f"{name}  ({len(panels)})", fontSize=12, anchor="start")
-    return alt.vconcat(*rows, spacing=10, title=title)
+    return alt.concat(*panels, columns=COLUMNS, align="all", spacing=12, title=title)
 
 
 def workspace(table: Rows) -> Chart:
