@@ -1,4 +1,4 @@
-"""Draws what W&B shows of a run from the run's offline record: `python docs/draw_wandb.py FOLDER OUT.svg`.
+"""Draws what W&B shows of a run from the run's offline record: `python docs/draw_wandb.py RUN OUT.svg [SECTION ...]`.
 
 The sections are the first parts of the names of metrics and each has its panels, as in a workspace of W&B.
 """
@@ -30,7 +30,7 @@ def history(folder: Path) -> Rows:
                 step = values.get("trainer/global_step")
                 numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
                 rows += [(step, name, value) for name, value in numbers.items() if name not in AXES and "/" in name]
-    table = pd.DataFrame(rows, columns=pd.Index(["step", "metric", "value"]))
+    table: Rows = pd.DataFrame(rows, columns=pd.Index(["step", "metric", "value"]))
     return table[table.groupby("metric").transform("size") > 1]
 
 
@@ -66,4 +66,8 @@ def workspace(table: Rows) -> Chart:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(to_svg(workspace(history(Path(sys.argv[1])))), encoding="utf-8")
+    run, out, *sections = sys.argv[1:]
+    logged = history(Path(run))
+    if sections:
+        logged = logged[logged["metric"].str.partition("/")[0].isin(sections)]
+    Path(out).write_text(to_svg(workspace(logged)), encoding="utf-8")
