@@ -1,4 +1,4 @@
-"""Draws what W&B shows of a run from the run's offline record: `python docs/draw_wandb.py FOLDER OUT.svg`.
+"""Draws what W&B shows of a run from the run's offline record: `python docs/draw_wandb.py RUN OUT.svg [SECTION ...]`.
 
 The sections are the first parts of the names of metrics and each has its panels, as in a workspace of W&B.
 """
@@ -17,6 +17,7 @@ from kleiber.records.wandb_file import read_records, values_of
 
 AXES = ("_step", "_runtime", "_timestamp", "trainer/global_step", "tokens", "train/tokens")
 COLUMNS, WIDTH, HEIGHT = 4, 165, 84
+LABEL = "format(datum.value, abs(datum.value) < 1000 ? '.4~g' : '.3~s')"
 
 
 def history(folder: Path) -> Rows:
@@ -29,7 +30,7 @@ def history(folder: Path) -> Rows:
                 step = values.get("trainer/global_step")
                 numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
                 rows += [(step, name, value) for name, value in numbers.items() if name not in AXES and "/" in name]
-    table = pd.DataFrame(rows, columns=pd.Index(["step", "metric", "value"]))
+    table: Rows = pd.DataFrame(rows, columns=pd.Index(["step", "metric", "value"]))
     return table[table.groupby("metric").transform("size") > 1]
 
 
@@ -42,7 +43,7 @@ def panel(metric: str, rows: Rows) -> Chart:
         .mark_line(color="#0072B2", strokeWidth=1.5)
         .encode(
             alt.X("step:Q", title=None, axis=alt.Axis(tickCount=3, grid=False)),
-            alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=3, format="~g")),
+            alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=3, labelExpr=LABEL)),
         )
         .properties(width=WIDTH, height=HEIGHT)
     )
@@ -50,9 +51,8 @@ def panel(metric: str, rows: Rows) -> Chart:
 
 def section(name: str, panels: list[Chart]) -> Chart:
     """Returns the panels of a section in rows, below its name and their number."""
-    rows = [alt.hconcat(*panels[at : at + COLUMNS], spacing=14) for at in range(0, len(panels), COLUMNS)]
     title = alt.TitleParams(f"{name}  ({len(panels)})", fontSize=12, anchor="start")
-    return alt.vconcat(*rows, spacing=10, title=title)
+    return alt.concat(*panels, columns=COLUMNS, align="all", spacing=12, title=title)
 
 
 def workspace(table: Rows) -> Chart:
@@ -66,4 +66,8 @@ def workspace(table: Rows) -> Chart:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(to_svg(workspace(history(Path(sys.argv[1])))), encoding="utf-8")
+    run, out, *sections = sys.argv[1:]
+    logged = history(Path(run))
+    if sections:
+        logged = logged[logged["metric"].str.partition("/")[0].isin(sections)]
+    Path(out).write_text(to_svg(workspace(logged)), encoding="utf-8")

@@ -171,6 +171,9 @@ def test_the_key_for_the_data_of_start_points_is_checked():
     assert composed("allow_data=['http://a']")["allow_data"] == ["http://a"]
     from kleiber.config.check import check
 
-    with pytest.raises(ConfigError, match="allow_data"):
-        check(composed("allow_data=3"))
+    for wrong in ("3", "[3]", "abc"):
+        permit_config(composed(f"allow_data={wrong}"))
+        with pytest.raises(ConfigError, match="allow_data"):
+            check(composed(f"allow_data={wrong}"))
+    assert not permitted_data()
     check({key: value for key, value in composed().items() if key != "allow_data"})  # of a run from before

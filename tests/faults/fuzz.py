@@ -249,6 +249,8 @@ def attack(kind: str, cases: int, number: int) -> list[Case]:
             place = source / "place"
             shutil.rmtree(place, ignore_errors=True)
             results.append(run(drawn, place, source))
+            if len(results) % 100 == 0:
+                print(f"{kind}: {len(results)} of {cases}", file=sys.stderr, flush=True)
 
         try_one()
     return results
@@ -271,7 +273,7 @@ def main() -> int:
         bad = [case for case in results if case.failure]
         failed += len(bad)
         codes = dict(sorted(Counter(case.code for case in results).items()))
-        print(f"{kind:8} tried {len(results)}, failed {len(bad)}, exit codes {codes}")
+        print(f"{kind:8} tried {len(results)}, failed {len(bad)}, exit codes {codes}", flush=True)
         for case in bad:
             print(f"  {case.failure}: {' '.join(case.words)[:300]}\n    {case.output.strip()[-300:]}")
     return int(failed > 0)

@@ -151,7 +151,9 @@ KINDS = {
     ),
 }
 TIMES = ("speed/",)
-TIMED = ("started", "seconds", "device_seconds", "evaluation_seconds", "tokens_per_s", "mfu", "peak_memory_bytes")
+TIMED = ("started", "seconds", "device_seconds", "evaluation_seconds", "tokens_per_s", "mfu", "peak_memory_bytes",
+         "speed", "train_s", "watt_hours")  # fmt: skip
+TIMED_TABLES = ("Speed and memory", "What all arms share")  # of findings
 NOT_COMPARED = (*TIMED, "cost", "run_id", "overrides", "commit", "dirty")
 
 
@@ -162,7 +164,11 @@ def facts(root: Path) -> dict[str, Any]:
         folder = config.parent
         results |= {f"{folder.name}/{name}": value for name, value in facts_of_run(folder).items()}
     for path in sorted(root.glob("*/findings.json")):
-        results[path.name] = without_times(json.loads(path.read_text()))
+        findings = without_times(json.loads(path.read_text()))
+        for title, rows in findings.pop("tables").items():
+            if title not in TIMED_TABLES:
+                results[f"{path.name} {title}"] = [row for row in rows if row.get("equal") != "training time"]
+        results[path.name] = findings
     for path in sorted(root.glob("*/runs.jsonl.gz")):
         rows = {}
         for line in gzip.decompress(path.read_bytes()).splitlines():

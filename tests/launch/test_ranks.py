@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 
 import pytest
+from fake_run import fake_run
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
@@ -108,3 +110,30 @@ def test_the_agent_hands_the_run_to_torchrun_and_returns_1_where_a_rank_fails(mo
 
     monkeypatch.setattr(run, "main", fail)
     assert ranks.run_agent("folder", "2") == 1
+
+
+ENDED = """
+import json, os, signal, sys, time
+
+def end(*_):
+    with open(os.path.join(os.environ["KLEIBER_FAILURES"], "0.json"), "w") as file:
+        record = {"rank": 0, "time": 0, "code": 75, "error": "Preempted", "trace": "", "killed": False, "lost": False}
+        json.dump({**record, "timeout": False}, file)
+    sys.exit(1)
+
+signal.signal(signal.SIGTERM, end)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+os.kill(os.getppid(), getattr(signal, sys.argv[1]))
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75)])
+@pytest.mark.parametrize("before", ["failed", "preempted", "running"])
+def test_the_signal_decides_the_code_of_ranks_that_it_ended_whatever_the_start_before_recorded(
+    monkeypatch, tmp_path, name, code, before
+):
+    """FAULTS 122: ranks get SIGTERM for a Ctrl-C of their launcher, and a failed run keeps its status at first."""
+    folder = fake_run(tmp_path / "run", stages=[], status=before)
+    monkeypatch.setattr(ranks, "python_command", lambda *_: [sys.executable, "-c", ENDED, name])
+    assert ranks.run_fresh(folder, 2) == code

@@ -99,8 +99,9 @@ def test_the_last_row_of_the_matrix_is_the_change_by_the_last_stage():
 
 
 def test_the_next_commands_fit_the_run(tmp_path):
-    fake_run(tmp_path, [{"lr": 0.02}], config={"objective": {"_target_": "kleiber.objectives.CLM"}})
-    lines = next_commands(tmp_path, ["model=moe", "optimizer.lr=1"])
+    plain = {"objective": {"_target_": "kleiber.objectives.CLM"}}
+    fake_run(tmp_path, [{"lr": 0.02}], config={})  # damaged since
+    lines = next_commands(tmp_path, plain, ["model=moe", "optimizer.lr=1"])
     commands = list(filter(None, (shlex.split(line, comments=True) for line in lines[1:])))
     names = {"plot", "runs", "train"}
     assert [words[next(i for i, word in enumerate(words) if word in names) :] for words in commands] == [
@@ -109,16 +110,16 @@ def test_the_next_commands_fit_the_run(tmp_path):
         ["train", "-m", "model=moe", "optimizer.lr=0.01,0.02,0.04", "name=rates"],
     ]
     (tmp_path / "samples.txt").touch()
-    lines = next_commands(tmp_path, [])
+    lines = next_commands(tmp_path, plain, [])
     assert any("generate" in line for line in lines), "of a model that can generate"
     assert not any(" chat " in line for line in lines)
     tuned = {"objective": {"_target_": "kleiber.objectives.SFT"}}
     fake_run(tmp_path / "tuned", [{"objective": "sft"}], config=tuned)
-    assert any(f" chat {tmp_path / 'tuned'}" in line for line in next_commands(tmp_path / "tuned", []))
+    assert any(f" chat {tmp_path / 'tuned'}" in line for line in next_commands(tmp_path / "tuned", tuned, []))
     data = {"_target_": "kleiber.data.Task", "prompt": "English: {en}\\nGerman:", "target": "{de}"}
-    fake_run(tmp_path / "task", [{"objective": "sft"}], config={**tuned, "data": data})
+    fake_run(tmp_path / "task", [{"objective": "sft"}])
     (tmp_path / "task/samples.txt").write_text("--- 1\nEnglish: a dog\nGerman:>>> ein Hund\n--- 2\n")
-    text = "\n".join(next_commands(tmp_path / "task", []))
+    text = "\n".join(next_commands(tmp_path / "task", {**tuned, "data": data}, []))
     assert " chat " not in text and "--prompt 'English: a dog\nGerman:'" in text
 
 

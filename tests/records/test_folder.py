@@ -66,6 +66,8 @@ def test_names_are_short_and_plain():
     assert cell_name(CONFIG, ["model=moe", "model.depth=3", "seed=1", "name=x"], "moe").startswith("moe-depth3-seed1-")
     texts = ["data=task", 'data.prompt="{en} is\\n"', "data.target='{de}'", "model.width=32"]
     assert cell_name(CONFIG, texts, "gpt").startswith("gpt-task-width32-")
+    paths = ["data=text", "data.path=/home/me/some/folder/notes.txt", "init.path=multirun/runs/gpt-1M-0123abcd/"]
+    assert readable_name(paths, "gpt") == "gpt-text-notes.txt-gpt-1M-0123abcd"
 
 
 def test_a_cell_is_named_by_what_differs_within_its_sweep():

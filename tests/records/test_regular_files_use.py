@@ -60,6 +60,7 @@ ALLOWED = {
     CHECKED: """
         data/cache.py os.replace
         data/text.py np.fromfile
+        kleiber_topics/retrieval/scoring.py np.memmap
         models/hf.py kind.from_pretrained
         models/hf_pretrained.py kind.from_pretrained
         models/hf_pretrained.py safe_open

@@ -7,6 +7,7 @@ from fake_run import fake_run, fake_stage
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
+from kleiber.records.completeness import GROUPS
 from kleiber.studies.overview import LATE, Overview, axes_of, axis_of, differing_keys, short_names, swept_first
 
 LOSSES = [(1, 0.1, 3.0), (1, 0.2, 2.0), (2, 0.1, 4.0), (2, 0.2, 2.5)]
@@ -158,6 +159,17 @@ def test_runs_that_have_logged_nothing_are_refused(tmp_path, capsys):
     fake_run(tmp_path / "run", status="failed")
     assert main(["report", str(tmp_path)]) == 2
     assert "logged" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
+
+
+def test_a_run_whose_damaged_config_its_curves_need_is_named(tmp_path, capsys):
+    """The config was cut behind a whole line, and its stage has recorded nothing yet."""
+    rows = [{"step": step, "train/loss": 3.0 - step / 10} for step in range(1, 4)]
+    whole = {name: {"x": 1} for name in GROUPS} | {"batch": {"tokens": 16}}
+    runs = {"run": whole, "cut": {"model": {"x": 1}}}
+    for name, config in runs.items():
+        fake_run(tmp_path / name, [], status="preempted", config=config, rows=rows)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "/cut: its config has no group data" in capsys.readouterr().err
 
 
 def test_keys_that_were_swept_come_before_the_others():

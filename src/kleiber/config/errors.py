@@ -33,6 +33,9 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # Ctrl-C: 128 + SIGINT
 
 
+SIGNAL_CODES = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)  # of a process that a signal ended in order
+
+
 class Status(StrEnum):
     """The progress of a run, or how it ended: `status` in summary.json and in tables of runs."""
 

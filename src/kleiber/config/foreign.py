@@ -62,7 +62,8 @@ class Request:
 def permit_config(config: Config) -> None:
     """Permits every value of a config that the reader's command line has composed, and what its `allow_data` names."""
     permit(request.permission for request in requests(config))
-    permit_data(config.get("allow_data") or ())
+    allowed = config.get("allow_data")  # not checked yet: what is no list of names is refused later
+    permit_data(name for name in (allowed if isinstance(allowed, list) else ()) if isinstance(name, str))
 
 
 def check_foreign(config: Config, source: Path, named: Sequence[str] = ()) -> None:

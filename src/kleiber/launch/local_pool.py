@@ -27,6 +27,7 @@ from pathlib import Path
 
 from kleiber.config.child_process import safe_children
 from kleiber.config.errors import (
+    SIGNAL_CODES,
     ConfigError,
     ExitCode,
     Interrupted,
@@ -190,7 +191,7 @@ class Pool:
     def _write_status(self, job: Job, code: int) -> None:
         """Writes the status of a run whose process died before it could."""
         end = f"signal {-code}" if code < 0 else f"exit code {code}"
-        stopped = code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED) or (self.signals and code == -signal.SIGTERM)
+        stopped = code in SIGNAL_CODES or (self.signals and code == -signal.SIGTERM)
         if stopped:
             interrupted = code == ExitCode.INTERRUPTED or self.signals[:1] == ["SIGINT"]
             final = Status.INTERRUPTED if interrupted else Status.PREEMPTED

@@ -169,7 +169,7 @@ def train_checked(config: Json, overrides: list[str], model: str) -> TrainResult
     if code == ExitCode.BAD_INPUT and not continues_folder(config):
         folder.discard_unstarted(where)
     if code == ExitCode.DONE:
-        print_line("\n".join(next_commands(where, overrides)), err=True)
+        print_line("\n".join(next_commands(where, config, overrides)), err=True)
     return TrainResult(code, where)
 
 
@@ -249,7 +249,7 @@ def print_finished(where: Path, config: Config, overrides: list[str]) -> None:
     if changes := describe_changes(config, read_summary(where) or {}):
         print_line(f"warning: the inputs of {where} have changed since it started: {changes}", err=True)
     closing_table(where)
-    print_line("\n".join(next_commands(where, overrides)), err=True)
+    print_line("\n".join(next_commands(where, config, overrides)), err=True)
 
 
 def run_sweep(composer: Composer, overrides: list[str]) -> TrainResult:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from kleiber.config.errors import ExitCode, RankLost, RankTimeout
+from kleiber.config.errors import SIGNAL_CODES, ExitCode, RankLost, RankTimeout
 from kleiber.config.url_secrets import hide_secrets, map_secrets
 from kleiber.records.files import read_json, write_json
 from kleiber.records.terminal import print_line
@@ -61,7 +61,7 @@ def first_failure(failures: Path, devices: int) -> Failure | None:
         print_line(f"kleiber: {error}", err=True)
         return Failure(first["code"], error, is_cause=True)
     printed = any(record["rank"] == 0 and record["error"] == first["error"] for record in records)
-    if not printed and first["code"] not in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
+    if not printed and first["code"] not in SIGNAL_CODES:
         print_line(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", err=True)
     return Failure(first["code"], f"rank {first['rank']}: {first['error']}")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from kleiber.config.child_process import python_command, safe_environment
 from kleiber.config.errors import (
+    SIGNAL_CODES,
     ConfigError,
     ExitCode,
     Status,
@@ -122,9 +123,9 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         if code == ExitCode.DONE:
             return code
         failure = first_failure(failures, devices)
-        # Ranks that had not started to train could not save, so the signal decides about the status.
+        # The signal decides where it ended the ranks, and where they had not started to train, so could not save.
         stopped = (Status.MISSING, Status.KILLED, Status.PREEMPTED, Status.INTERRUPTED)
-        if received and (failure is None or status(folder) in stopped):
+        if received and (failure is None or failure.code in SIGNAL_CODES or status(folder) in stopped):
             reason = preempted_by(received[0], "")
             failure = Failure(reason.status.exit_code, str(reason))
         elif failure is None:
@@ -136,7 +137,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
 
 def record_end(folder: Path, failure: Failure) -> None:
     """Writes the final status of a run whose ranks have failed or were preempted, where rank 0 did not write it."""
-    if failure.code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
+    if failure.code in SIGNAL_CODES:
         final = Status.PREEMPTED if failure.code == ExitCode.PREEMPTED else Status.INTERRUPTED
         write_final_status(folder, final, failure.error, (Status.PREEMPTED,))
         return

@@ -16,12 +16,11 @@ from kleiber.config.stages import stage_config
 from kleiber.config.targets import class_attribute
 from kleiber.records.catalog import stage_scores
 from kleiber.records.evaluations import evaluation_lines
-from kleiber.records.folder import read_config
 from kleiber.records.progress import format_duration
 from kleiber.records.regular_files import read_bytes
 from kleiber.records.summary_file import read_summary
 from kleiber.records.terminal import print_line, print_rich
-from kleiber.types import Json, Row
+from kleiber.types import Config, Json, Row
 from kleiber.types.score import Score
 
 if TYPE_CHECKING:
@@ -173,10 +172,10 @@ def tree_costs(stages: Sequence[Row]) -> tuple[float, float]:
     return tree, sum(stage["flops"]["executed"] for stage in stages if stage["name"] not in parents)
 
 
-def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
+def next_commands(run: Path, run_config: Config, overrides: Sequence[str]) -> list[str]:
     """Returns what can be done next with a finished run: each command below a line that says what it does.
 
-    overrides  the command line of the run
+    run_config, overrides  those of the command that trained it
     """
     last = ((read_summary(run) or {}).get("stages") or [{}])[-1]
     place, lr = shorten(run), last.get("lr") or 0.01
@@ -187,7 +186,7 @@ def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
         (["runs", shorten(run.parent)], "list the runs of its folder"),
         (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three rates"),
     ]
-    config = stage_config(read_config(run), str(last.get("name")))
+    config = stage_config(run_config, str(last.get("name")))
     objective, data, prompt = str(config["objective"]["_target_"]), config.get("data") or {}, "The "
     samples = run / "samples.txt"
     if data.get("target"):  # of a task, whose prompts are in no chat template: the first one that the model continued

@@ -158,12 +158,12 @@ def readable_name(overrides: Iterable[str], model: str, differing: Collection[st
             continue
         if key == "model" or any(key == name or key.startswith((name + ".", name + "/")) for name in NOT_IDENTITY):
             continue
-        if differing is not None and (value == "null" or key not in {*differing, *KIND_GROUPS}):
-            continue
-        if differing is None and value.startswith(("'", '"')):  # text, such as a template
+        is_text = value.startswith(("'", '"'))  # such as a template
+        if is_text if differing is None else value == "null" or key not in {*differing, *KIND_GROUPS}:
             continue
         last = re.split(r"[./@]", key)[-1]
-        words.append(value if re.fullmatch(r"[A-Za-z/_]+", value) and "." not in key else last + value)
+        named = Path(value).name if last == "path" else last + value
+        words.append(value if re.fullmatch(r"[A-Za-z/_]+", value) and "." not in key else named)
     text = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(dict.fromkeys(words))).strip("_.-")
     return text[:READABLE].rstrip("_.-")
 
@@ -182,8 +182,8 @@ def differing_keys(cells: Sequence[Sequence[str]]) -> set[str] | None:
         by_arm.setdefault(lines.get(ARM), []).append(lines)
     keys = {key for lines in values for key in lines} - {"init", "init.path"}
     groups = [*by_arm.values()] if len(by_arm) > 1 else [values]
-    apart = {key for key in keys for group in groups if len({lines.get(key) for lines in group}) > 1}
-    return apart if len(cells) > 1 else None
+    apart = (key for key in keys for group in groups if len({lines.get(key) for lines in group}) > 1)
+    return set(apart) if len(cells) > 1 else None
 
 
 def cell_name(config: Config, overrides: Iterable[str], model: str, differing: Collection[str] | None = None) -> str:

@@ -141,8 +141,16 @@ def log_table(run: Run, key: str, columns: Sequence[str], rows: Iterable[Mapping
     """Logs rows as a table with these columns. They are sent with what is logged next, or at the end of the run."""
     import wandb
 
-    table = wandb.Table(list(columns), [[row.get(name) for name in columns] for row in rows], allow_mixed_types=True)
-    run.log({key: table}, commit=False)
+    run.log(
+        {
+            key: wandb.Table(
+                columns=list(columns),
+                data=[[row.get(name) for name in columns] for row in rows],
+                allow_mixed_types=True,
+            )
+        },
+        commit=False,
+    )
 
 
 def log_run(run: Run, name: str) -> None:

@@ -222,7 +222,8 @@ def report(
     findings = without_nonfinite(content(result, title_of(source), runs, study.level))
     if out is None:
         write_findings(folder, findings, result)
-    charts = {name: make() for name, make in result.figures.items()}
+    with incomplete_runs_named(runs):
+        charts = {name: make() for name, make in result.figures.items()}
     with activity("writing the page"):
         write_text(out or folder / "report.html", page(findings, result, charts, run_rows(runs)))
     if out is not None:

@@ -77,12 +77,12 @@ from kleiber.records.terminal import print_logs  # noqa: E402
 class HooksDisabled:
     """Hooks around a batch, set to None: Lightning skips those that a subclass does not define."""
 
-    on_train_batch_start: Any = None
-    on_train_batch_end: Any = None
-    on_before_backward: Any = None
-    on_after_backward: Any = None
-    on_before_optimizer_step: Any = None
-    on_before_zero_grad: Any = None
+
+for hook in (
+    "on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward",
+    "on_before_optimizer_step", "on_before_zero_grad",
+):  # fmt: skip
+    setattr(HooksDisabled, hook, None)
 
 
 class LeanCallback(HooksDisabled, Callback):

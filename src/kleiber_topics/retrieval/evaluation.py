@@ -173,7 +173,7 @@ class Retrieval(Evaluation):
     store              names or paths of text, whose training split is read; null: the training text of the run
     tokens             of each text that are scored, whatever eval.tokens is; null: eval.tokens, or 16K without it
     sizes              tokens of the datastore, in ascending order: windows of its text, drawn at random
-    memory             bytes that the datastore may have at most
+    memory             bytes up to which the datastore of `knn` is in memory; a larger one is mapped from a file
     exclude_overlap    windows of the store with this many consecutive tokens of the evaluated text are left out; null:
                        none is
     key                by which `knn` looks for neighbors: the last hidden state, "hidden", or the input of the last
@@ -268,8 +268,8 @@ class Retrieval(Evaluation):
     def evaluate(self, subject: Subject) -> Results:
         """Scores each data set without and with every method.
 
-        Raises ValueError for a datastore without text, for one that does not fit into `memory`, and for an answer that
-        does not fit into the context behind the chunks.
+        Raises ValueError for a datastore without text, for one that faiss cannot hold in `memory` or the disk cannot
+        hold, and for an answer that does not fit into the context behind the chunks.
         """
         samples = store_samples(subject, self.store, subject.model.context)
         self.require_memory(min(self.sizes[-1], samples.num_tokens), subject.model.width)
@@ -294,13 +294,13 @@ class Retrieval(Evaluation):
         return Results({part.items.name: part.scores for part in sets}, details)
 
     def require_memory(self, tokens: int, width: int) -> None:
-        """Raises ValueError for a datastore of kNN-LM that is larger than `memory`."""
+        """Raises ValueError for a datastore of kNN-LM that is larger than `memory`, which faiss would copy."""
         needed = tokens * knn.entry_bytes(width)
-        if "knn" in self.methods and needed > self.memory:
+        if "knn" in self.methods and self.search == "faiss" and needed > self.memory:
             raise ValueError(
                 f"evals.retrieval.sizes={self.sizes}: {tokens:,} tokens with keys of {width} channels take "
-                f"{format_bytes(needed)}, and evals.retrieval.memory is {format_bytes(self.memory)}: use fewer tokens, "
-                "or more memory"
+                f"{format_bytes(needed)}, and evals.retrieval.memory is {format_bytes(self.memory)}: set "
+                "evals.retrieval.search=torch, which maps a larger datastore from a file, or use fewer tokens"
             )
 
     def measure_plain(self, subject: Subject, data: DataSet) -> Measured:
@@ -323,7 +323,7 @@ class Retrieval(Evaluation):
         tokens, begin = pass_tokens(subject.model, subject.rows), time.perf_counter()
         size_text = format_bytes(text.tokens(-1) * knn.entry_bytes(subject.model.width))
         label = f"computing a datastore of {size_text}"
-        store = knn.build_datastore(subject.model, text.windows, text.ends, self.key, tokens, label)
+        store = knn.build_datastore(subject.model, text.windows, text.ends, self.key, tokens, label, memory=self.memory)
         built = time.perf_counter() - begin
         options = (self.neighbors, self.search, subject.device)
         searches = [nearest_by_size(part.plain.keys, store.keys, store.ends, *options) for part in sets]

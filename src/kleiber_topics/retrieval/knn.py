@@ -64,6 +64,7 @@ def build_datastore(
     key: str,
     tokens: int,
     label: str = "computing a datastore",
+    memory: int | None = None,
 ) -> Datastore:
     """An entry for every token of the windows but the first of each.
 
@@ -71,9 +72,10 @@ def build_datastore(
     key     "hidden" or "ffn" (see `score_rows`)
     tokens  most tokens of a forward pass
     label   what the progress line shows
+    memory  bytes up to which the keys are in memory; more are mapped from a file; None: all are
     """
     rows = [ScoredRow(window.ids, np.arange(len(window.ids)) > 0, i) for i, window in enumerate(windows)]
-    entries = score_rows(model, rows, tokens, key, label)
+    entries = score_rows(model, rows, tokens, key, label, memory)
     counts = np.cumsum([0, *(len(window.ids) - 1 for window in windows)])
     return Datastore(entries.keys, entries.ids, [int(counts[end]) for end in ends])
 

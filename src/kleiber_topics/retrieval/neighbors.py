@@ -41,7 +41,7 @@ def torch_nearest(queries: Vectors, keys: Vectors, count: int, device: torch.dev
 
     work  counts the distances
     """
-    squares = keys.square().sum(1)
+    squares = torch.cat([part.square().sum(1) for part in keys.split(ENTRIES)])  # keys may be larger than the memory
     rows = max(1, DISTANCES // min(ENTRIES, len(keys)))
     scores = torch.empty(rows * min(ENTRIES, len(keys)), device=device)
     chosen = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from kleiber.evals import cut_by_length, target_scores
 from kleiber.models import Block, Transformer
-from kleiber.records import activity
+from kleiber.records import activity, format_bytes
 from kleiber.types import Batch, Model, device_of
 
 KEYS = ("hidden", "ffn")
@@ -94,14 +96,36 @@ def right_padded(rows: Sequence[Int[np.ndarray, "_"]], device: torch.device | st
     return Batch(torch.from_numpy(ids), real=None if bool(real.all()) else real).to(device)
 
 
+def zero_vectors(count: int, width: int, memory: int | None) -> Float[Tensor, "count width"]:
+    """Zeros in fp32: in memory, or mapped from a temporary file where they take more than `memory` bytes.
+
+    The file has no name, so nothing is left of it when the process ends in whatever way. Raises ValueError where the
+    disk has no room for it.
+    """
+    needed = 4 * count * width
+    if memory is None or needed <= memory:
+        return torch.zeros(count, width)
+    folder = tempfile.gettempdir()
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise ValueError(
+            f"evals.retrieval.sizes: the datastore takes {format_bytes(needed)} and {folder} has {format_bytes(free)} "
+            "free: use fewer tokens, or set TMPDIR to a folder with more room"
+        )
+    with tempfile.TemporaryFile() as file:  # the mapping lasts longer than this handle
+        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(count, width)))
+
+
 @torch.compiler.set_stance("force_eager")
 @torch.inference_mode()
-def score_rows(model: Model, rows: Sequence[ScoredRow], tokens: int, key: str, label: str) -> Targets:
+def score_rows(
+    model: Model, rows: Sequence[ScoredRow], tokens: int, key: str, label: str, memory: int | None = None
+) -> Targets:
     """Scores the targets of rows, which may have model.context + 1 tokens. The result is on the CPU.
 
     tokens  most tokens of a forward pass
     key     "hidden" or "ffn": which vectors are keys
     label   what the progress line shows
+    memory  bytes up to which hidden states, and keys, are in memory; more are mapped from a file; None: all are
     """
     device = device_of(model)
     counts = [int(row.scored.sum()) for row in rows]
@@ -109,7 +133,8 @@ def score_rows(model: Model, rows: Sequence[ScoredRow], tokens: int, key: str, l
     total = starts[-1]
     ids, log_probs = torch.zeros(total, dtype=torch.int64), torch.zeros(total, dtype=torch.float64)
     greedy = torch.zeros(total, dtype=torch.bool)
-    hidden, keys = torch.zeros(total, model.width), torch.zeros(total, model.width if key == "ffn" else 0)
+    hidden = zero_vectors(total, model.width, memory)
+    keys = zero_vectors(total, model.width if key == "ffn" else 0, memory)
     with activity(label, total, "tokens") as work, read_keys(model, key) as inputs:
         for chosen in passes([len(row.ids) - 1 for row in rows], tokens):
             part = [rows[i] for i in chosen]

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.backtest import backtests, default_cuts, holdouts, naive_predictions, rank
+from kleiber.studies.laws.backtest import (
+    LARGEST_ERROR,
+    backtests,
+    default_cuts,
+    holdouts,
+    naive_predictions,
+    rank,
+)
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
@@ -69,6 +76,18 @@ def test_naive_predictors_by_hand():
     test.inputs["N"][:] = 1e10
     guess = naive_predictions(train, test, 6 * combined["N"] * combined["D"], np.array([6e20]))
     assert guess["line"][0] == pytest.approx(1e10**-0.1) and guess["last_rung"][0] == pytest.approx(1e9**-0.1)
+
+
+@pytest.mark.parametrize("row", [7, 14])
+def test_errors_next_to_a_loss_of_nearly_0_are_finite(row):
+    """In order of compute: a line through row 7 leads to infinity, and row 14 is predicted 1e299 times too high."""
+    table = ladders.twenty()
+    L = ladders.loss(**table)
+    L[np.argsort(table["N"] * table["D"])[row]] = 1e-300
+    model, C = fitted(L)
+    tests = backtests(model, default_cuts(C, 5), draws=0)[0]
+    errors = [error for test in tests for error in (test.mare, test.bias, *test.naive.values())]
+    assert np.isfinite(errors).all() and 1000 < max(map(abs, errors)) <= LARGEST_ERROR
 
 
 def test_a_wrong_law_that_loses_to_the_line_is_no_law():

@@ -1,6 +1,9 @@
 """Planted truths: what stands in the store is answered and what does not is not; kNN-LM at both of its ends."""
 
+import shutil
+import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +114,25 @@ def test_every_key_has_its_effect():
     assert weights["knn/interpolation0.1/loss"].value == values(scores(subject, **{**plain, "interpolation": 0.1}))[knn]
 
 
+def test_a_store_that_is_mapped_from_a_file_gives_the_same_scores(monkeypatch):
+    subject, made = on_text(tiny_model(), [TEXT], [OTHER]), []
+    original = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: made.append(original()) or made[-1])
+    options = {**SMALL, "methods": ["knn"], "key": "ffn"}
+    in_memory = values(scores(subject, **options))
+    assert not made
+    mapped = values(scores(subject, **options, memory=1000))
+    assert len(made) == 2 and all(file.closed for file in made), "hidden states and keys, without a name"
+    times = [name for name in mapped if "seconds" in name]
+    assert times and {**mapped, **dict.fromkeys(times)} == {**in_memory, **dict.fromkeys(times)}
+
+
+def test_a_disk_without_room_for_the_store_is_named(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
+    with pytest.raises(ValueError, match=r"2 kB free: use fewer tokens, or set TMPDIR"):
+        Retrieval(**SMALL, methods=["knn"], memory=1000).evaluate(on_text(tiny_model(), [TEXT], [OTHER]))
+
+
 def test_a_common_setting_is_the_same_for_all_data_sets():
     subject = on_text(tiny_model(), [TEXT], [TEXT])
     other = replace(subject.data[0], name="other", samples=lambda: windows([random_text(640, 3)]))
@@ -128,8 +150,8 @@ def test_a_common_setting_is_the_same_for_all_data_sets():
 
 def test_what_cannot_be_honoured_is_refused():
     model, data = tiny_model(), on_text(tiny_model(), [TEXT], [OTHER])
-    with pytest.raises(ValueError, match=r"evals\.retrieval\.memory is 10 kB"):
-        Retrieval(memory=10_000).evaluate(data)
+    with pytest.raises(ValueError, match=r"evals\.retrieval\.memory is 10 kB.*search=torch"):
+        Retrieval(memory=10_000, search="faiss").evaluate(data)
     with pytest.raises(ValueError, match=r"must fit into model\.context=32"):
         Retrieval(chunk_tokens=30).check(model)
     long = {"chunk_tokens": 8, "stride": 8, "chunks": 2, "methods": ["bm25"]}

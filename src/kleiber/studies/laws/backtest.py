@@ -21,6 +21,7 @@ from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.types import Json
 
 NAIVE_LABELS = {"last_rung": "loss of the nearest smaller run", "line": "log-log line"}
+LARGEST_ERROR = 1e6  # relative; a line through a loss of nearly 0 leads anywhere, also to infinity
 SAME = 0.05  # values that differ by less count as one: budgets in whole batches are equal only to about a percent
 BELOW, ABOVE = 0.85, 1.2  # a gap around each cut, since runs of nominally equal compute differ a little
 
@@ -119,17 +120,21 @@ def score(
             variance = ((np.log(ends[1]) - np.log(ends[0])) / 2 / student_quantile(10**6, level)) ** 2
         if np.isfinite(error).all() and np.isfinite(variance).all():
             evidence = (Evidence(np.flatnonzero(test), cluster, error, variance, decades),)
-    error = predicted / tested.target - 1
-    naive = {
-        name: float(np.mean(np.abs(guess / tested.target - 1)))
-        for name, guess in naive_predictions(part.problem, tested, compute[train], compute[test]).items()
-    }
+    error = bounded(predicted / tested.target - 1)
+    with np.errstate(over="ignore"):
+        guesses = naive_predictions(part.problem, tested, compute[train], compute[test])
+        naive = {name: float(np.mean(np.abs(bounded(guess / tested.target - 1)))) for name, guess in guesses.items()}
     scores = {
         "n_train": int(train.sum()), "n_test": int(test.sum()), "n_runs": len(runs),
         "mare": float(np.mean(np.abs(error))), "bias": float(np.mean(error)), "coverage": coverage,
         "half_width": half_width, "naive": naive,
     }  # fmt: skip
     return scores, evidence
+
+
+def bounded(errors: Array) -> Array:
+    """Returns relative errors of which none is larger than LARGEST_ERROR."""
+    return np.fmax(np.fmin(errors, LARGEST_ERROR), -LARGEST_ERROR)
 
 
 def holdouts(model: NoiseModel, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0) -> list[Json]:
