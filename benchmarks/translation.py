@@ -134,7 +134,7 @@ def greedy(model: EncoderDecoder, prompts: Sequence[list[int]], tokens: int, beg
         memory, ids = model.encode(source, absent), torch.full((len(part), 1), begin)
         for _ in range(tokens):
             ids = torch.cat([ids, model.decode(memory, absent, ids)[:, -1].argmax(-1, keepdim=True)], 1)
-            if bool((ids == eos).any(1).all()):
+            if bool((ids[:, 1:] == eos).any(1).all()):  # the first one begins the text
                 break
         written += [row[: row.index(eos)] if eos in row else row for row in ids[:, 1:].tolist()]
     return written
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--layers", type=int, default=2, help="of the encoder, and of the decoder")
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
