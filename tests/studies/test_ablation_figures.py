@@ -1,6 +1,7 @@
 """Figures of an ablation: a scale has a point if seeds have its gap, and arms are in the order of their gaps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -31,12 +32,26 @@ def test_the_gap_is_drawn_in_percent_with_its_line_up_to_the_largest_prediction(
     drawn = change("no_qk_norm", -0.02)
     assert drawn.ladder is not None
     chart = gap_figure(drawn, drawn.ladder, "plain", 0.9).to_dict()
-    assert "no QK norm relative to plain" in chart["title"]["text"] and "loss relative to plain (%)" in str(chart)
+    assert "no QK-norm relative to plain" in chart["title"]["text"] and "loss relative to plain (%)" in str(chart)
     (points,) = [rows for rows in chart["datasets"].values() if "fitted" in rows[0]]
     (line,) = [rows for rows in chart["datasets"].values() if len(rows) == 60]
     assert points[0]["gap"] == pytest.approx(100 * math.expm1(-0.0199)) and line[-1]["compute"] == pytest.approx(1e16)
 
 
 def test_arms_are_in_the_order_of_their_gaps():
-    chart = arms_figure([change("relu2", 0.01), change("no_qk_norm", -0.02)], 10.0, 0.8).to_dict()
-    assert "['no QK norm', 'ReLU²']" in str(chart) and chart["title"]["subtitle"].startswith("80% intervals")
+    chart = arms_figure([change("relu2", 0.01), change("no_qk_norm", -0.02)], 10.0, "plain", 0.8).to_dict()
+    assert "['no QK-norm', 'ReLU²']" in str(chart) and "80% intervals" in str(chart["title"]["subtitle"])
+
+
+def points(chart):
+    """The rows of the points of a chart."""
+    return [row for rows in chart.to_dict()["datasets"].values() for row in rows if "series" in row]
+
+
+def test_a_held_out_scale_has_its_prediction_and_what_was_measured_there():
+    drawn = change("relu2", 0.01)
+    rows = points(arms_figure([drawn], 10.0, "plain", 0.8))
+    assert len(rows) == 3 and "4 times" in rows[1]["series"]
+    assert rows[2]["value"] == pytest.approx(100 * math.expm1(0.0101))
+    (_, predicted) = points(arms_figure([replace(drawn, held_out=[])], 10.0, "plain", 0.8))
+    assert "10 times" in predicted["series"]

@@ -19,7 +19,7 @@ PAIR = re.compile(r"([^:,\s]+): ([^,]+)")
 def readable(name: str) -> str:
     """Returns a name as its label, or with spaces for underscores and labels in place of its parts.
 
-    `no QK norm` for no_qk_norm, `AG News` for ag_news.
+    `no QK-norm` for no_qk_norm, `AG News` for ag_news.
     """
     labels = _labels((conf_dir(), *extension_folders()))
     return labels.get(name) or " ".join(labels.get(part, part) for part in name.split("_"))
