@@ -49,7 +49,8 @@ def tuning_curve(tuning: Sequence[Row], tokens: float) -> Chart:
         fall = expected[count // 2] - expected[count]
         note += f"; from {count // 2} to {count} trials it falls by {fall:.3g}, so more trials may still gain"
     x = log_axis("trials", "trials of the search", rows["trials"], every=2)
-    y = alt.Y("mean:Q", title=pointed(VALIDATION_LOSS, "lower"), scale=span(rows["mean"].to_numpy()), axis=alt.Axis(tickCount=6))
+    scale, axis = span(rows["mean"].to_numpy()), alt.Axis(tickCount=6)
+    y = alt.Y("mean:Q", title=pointed(VALIDATION_LOSS, "lower"), scale=scale, axis=axis)
     table = Marks(rows=rows, value="mean", line=2.0, points=18, color="black")
     title = "Lowest validation loss vs number of trials"
     return lines([table], x, y, title, subtitle=f"the lowest loss so far after {length}" if is_sequence else note)

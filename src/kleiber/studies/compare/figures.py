@@ -17,6 +17,7 @@ from kleiber.charts.scatter import point_names
 from kleiber.charts.scatter import scatter as points
 from kleiber.charts.series import Marks, arm_color, lines, seed_lines
 from kleiber.charts.theme import (
+    BLACK,
     FEW,
     PALETTE,
     Chart,
@@ -185,7 +186,10 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str, level: 
     pairs = {str(arm): list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
     further = [series for arm in order for series in pairs.get(arm, [])[1:]]
     colors = colors_of([*order, *further])
-    colors |= {each[0]: colors[arm] for arm, each in pairs.items()}
+    sides = {pair_name(row, plain): (row["arm"], row["against"]) for row in rows}
+    for arm, each in pairs.items():  # black is the color of references
+        hues = [colors[name] for name in (arm, *sides[each[0]]) if colors[name] != BLACK]
+        colors[each[0]] = hues[0] if hues else BLACK
     return seed_lines(
         frame.drop(columns="arm"), x, pointed(f"difference{unit_of([measure])}", better), colors, title, zero=True,
         subtitle=note,
