@@ -22,4 +22,4 @@ def test_a_distribution_has_every_run():
     one = distribution(rows, ["a", "b"], "loss", "T").to_dict()
     assert "concat" not in one and len(one["datasets"].popitem()[1]) == 3
     two = distribution(rows.assign(panel=rows["series"]), ["a", "b"], "loss", "T").to_dict()
-    assert [panel["title"] for panel in two["concat"]] == ["a", "b"]
+    assert [panel["title"]["text"] for panel in two["concat"]] == ["a", "b"]

@@ -53,6 +53,7 @@ def test_series_of_one_line_have_places_and_a_legend():
     rows = [{"series": name, "name": "6ND", "value": 0.5, "lo": 0.4, "hi": 0.6} for name in ("law", "isoflop")]
     point = marks(estimates(rows, ["law", "isoflop"], "a", "Exponent", dodge=True).to_dict(), "point")[0]["encoding"]
     assert point["yOffset"]["sort"] == ["law", "isoflop"] and point["color"]["scale"]["range"] == KINDS[:2]
+    assert point["shape"]["scale"]["domain"] == ["law", "isoflop"], "series differ by more than color"
     assert "legend" not in point["color"] or point["color"]["legend"] is not None
 
 
@@ -62,7 +63,10 @@ def test_lines_are_sorted_by_effect_and_an_arrow_points_to_the_better_side():
         {"series": name, "value": value, "lo": None, "hi": None, "better": "lower"} for name, value in values.items()
     ]
     encoding = marks(estimates(rows, [*values], "nats", "x", by_effect=True).to_dict(), "point")[0]["encoding"]
-    assert encoding["y"]["sort"] == ["b", "c", "a"] and encoding["x"]["title"] == "nats \N{LEFTWARDS ARROW} better"
+    assert (
+        encoding["y"]["sort"] == ["b", "c", "a"]
+        and encoding["x"]["title"] == "nats\N{EM SPACE}\N{LEFTWARDS ARROW} better"
+    )
     higher = [{**row, "better": "higher"} for row in rows]
     encoding = marks(estimates(higher, [*values], "", "x").to_dict(), "point")[0]["encoding"]
     assert encoding["y"]["sort"] == [*values] and encoding["x"]["title"] == "better \N{RIGHTWARDS ARROW}"
@@ -98,5 +102,6 @@ def test_two_panels_of_lines_with_long_names_stand_one_below_the_other():
         for name, panel in (["ax", "bx", "cx", "dx", "ay", "by", "cy"])
     ]
     panels = estimates(rows, "abcd", "nats", "x").to_dict()["concat"]
-    domains = [marks(panel, "point")[0]["encoding"]["y"]["scale"]["domain"] for panel in panels]
-    assert domains == [["a", "b", "c", "d"]] * 2, "a panel that lacks one of four lines leaves its place empty"
+    lines = [marks(panel, "point")[0]["encoding"]["y"] for panel in panels]
+    assert [line.get("scale") for line in lines] == [None, None] and lines[0]["sort"] == ["a", "b", "c", "d"]
+    assert [panel["height"] for panel in panels] == [90, 70], "a panel that lacks a line has no empty place"

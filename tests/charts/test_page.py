@@ -9,7 +9,7 @@ from html_elements import HOSTILE, elements, shown_text
 pytest.importorskip("altair")
 
 from kleiber.charts.page import Cell, Link, cell, page_table, render_page, with_code
-from kleiber.charts.theme import line_chart
+from kleiber.charts.series import line_chart
 
 
 def page_of(text: str) -> str:

@@ -10,6 +10,7 @@ pytest.importorskip("altair")
 
 import altair as alt
 
+from kleiber.charts.series import line_chart
 from kleiber.charts.theme import (
     FONTS,
     KINDS,
@@ -22,13 +23,16 @@ from kleiber.charts.theme import (
     count_tip,
     format_count,
     kind_color,
-    line_chart,
     log_axis,
     log_ticks,
+    loss_axis,
+    method_of,
+    round_count,
     separate_labels,
     sequential_colors,
     size_color,
     span,
+    span_ticks,
     svg_to_png,
     tick_text,
     to_svg,
@@ -146,6 +150,21 @@ def test_legends_are_above_figures_in_columns_that_fit():
         == 1
     )
     assert apply_theme(alt.Chart().mark_point()).to_dict()["config"]["legend"]["orient"] == "top"
+
+
+def test_variants_of_a_method_are_shades_of_its_color():
+    kinds = ["plain", "LoRA, rank 1", "LoRA, rank 4", "LoRA, rank 16", "Muonic"]
+    colors = colors_of(kinds)
+    assert colors["LoRA, rank 1"] == METHODS["LoRA"] and len(set(colors.values())) == len(kinds)
+    greens = [[int(colors[kind][at : at + 2], 16) for at in (1, 3, 5)] for kind in kinds[1:4]]
+    assert all(np.all(np.diff(column) >= 0) for column in zip(*greens, strict=True)), "from the color to a pale one"
+    assert [method_of(kind) for kind in kinds] == ["plain", "LoRA", "LoRA", "LoRA", ""]
+
+
+def test_ticks_of_a_loss_have_equally_many_digits():
+    axis = loss_axis(losses=[1.52, 2.03, np.nan]).to_dict()["axis"]
+    assert axis["values"] == pytest.approx([1.5, 1.6, 1.7, 1.8, 1.9, 2.0]) and axis["format"] == ".1f"
+    assert span_ticks([1.0, 1.0]) != [] and round_count(999_424) == "1M" and round_count(35_552) == "36k"
 
 
 def test_two_methods_of_one_figure_have_two_colors():

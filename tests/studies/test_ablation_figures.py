@@ -1,6 +1,7 @@
 """Figures of an ablation: a scale has a point if seeds have its gap, and arms are in the order of their gaps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -38,5 +39,19 @@ def test_the_gap_is_drawn_in_percent_with_its_line_up_to_the_largest_prediction(
 
 
 def test_arms_are_in_the_order_of_their_gaps():
-    chart = arms_figure([change("relu2", 0.01), change("no_qk_norm", -0.02)], 10.0, 0.8).to_dict()
-    assert "['no QK-norm', 'ReLU²']" in str(chart) and chart["title"]["subtitle"].startswith("80% intervals")
+    chart = arms_figure([change("relu2", 0.01), change("no_qk_norm", -0.02)], 10.0, "plain", 0.8).to_dict()
+    assert "['no QK-norm', 'ReLU²']" in str(chart) and "80% intervals" in str(chart["title"]["subtitle"])
+
+
+def points(chart):
+    """The rows of the points of a chart."""
+    return [row for rows in chart.to_dict()["datasets"].values() for row in rows if "series" in row]
+
+
+def test_a_held_out_scale_has_its_prediction_and_what_was_measured_there():
+    drawn = change("relu2", 0.01)
+    rows = points(arms_figure([drawn], 10.0, "plain", 0.8))
+    assert len(rows) == 3 and "4 times" in rows[1]["series"]
+    assert rows[2]["value"] == pytest.approx(100 * math.expm1(0.0101))
+    (_, predicted) = points(arms_figure([replace(drawn, held_out=[])], 10.0, "plain", 0.8))
+    assert "10 times" in predicted["series"]

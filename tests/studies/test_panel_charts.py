@@ -1,5 +1,7 @@
 """Each form of figure draws its rows: series in one color, references, panels, runs, fitted lines and paths."""
 
+import json
+
 import pytest
 
 from kleiber.records.catalog import read_runs
@@ -55,10 +57,13 @@ def test_estimates_have_a_panel_for_each_measure_and_a_line_for_each_cell(runs):
         {**every, "name": "panels", "panel": "measure"},
         {**every, "name": "sorted", "measures": "loss", "sort": True},
     )
-    assert [panel["title"]["text"] for panel in figures["panels"]["concat"]] == ["loss (nats)", "share"]
+    assert [panel["title"]["text"] for panel in figures["panels"]["concat"]] == ["loss", "share"]
     named = [row for row in datasets(figures["sorted"]) if "name" in row]
-    assert len(named) == 9 and [row["value"] for row in named] == sorted(row["value"] for row in named)
+    arms = [row["name"].partition(",")[0] for row in named]
+    assert arms == ["new"] * 3 + ["plain"] * 3 + ["base"] * 3, "by their means, lines of an arm together"
     assert {row["name"] for row in named} >= {"base, 32", "new, 128"}
+    below = [panel["layer"][-1]["encoding"]["x"]["title"] for panel in figures["panels"]["concat"]]
+    assert below[0].startswith("nats") and "nats" not in below[1], "each panel has its unit below"
 
 
 @pytest.mark.slow
@@ -117,6 +122,45 @@ def test_a_scatter_has_points_of_runs_a_fitted_line_and_a_path(runs):
     assert slope == {0.25}, "share is a quarter of loss in every run"
     assert len([row for row in datasets(figures["means"]) if "form" in row]) == 9
     assert len([row for row in datasets(figures["both"]) if row.get("run")]) == 18
+
+
+def test_claims_are_drawn_with_the_intervals_that_decide_them(runs):
+    stated = [{"of": {"arm": "new"}, "against": {"arm": arm}, "equal": "learning_rate"} for arm in ("plain", "base")]
+    node = {"name": "a", "form": "estimates", "table": "Claims", "title": "C"}
+    gaps = {"name": "b", "form": "estimates", "table": "Arms", "line": "arm", "title": "G"}
+    contrasts = [{"title": "Arms", "of": {"arm": "new"}, "against": {"arm": "plain"}, "measures": "loss"}]
+    found = Panel(
+        keys={"arm": "study.arm", "size": "model.width"}, measures={"loss": {"source": LOSS, "better": "lower"}},
+        claims=stated, figures=[node, {**gaps, "line": []}], contrasts=contrasts,
+    ).analyze(runs)  # fmt: skip
+    figures = draw_all(found)
+    drawn = {row["name"]: row for row in datasets(figures["a"]) if "name" in row}
+    assert [*drawn] == ["new \N{MINUS SIGN} base", "new \N{MINUS SIGN} plain"], "sorted by effect"
+    for result, other in zip(found.claims, ("plain", "base"), strict=True):
+        row = drawn[f"new \N{MINUS SIGN} {other}"]
+        assert [row["value"], row["lo"], row["hi"]] == [getattr(result.estimate, end) for end in ("value", "lo", "hi")]
+    assert "hold together" in str(figures["a"]["title"]["subtitle"])
+    (row,) = [row for row in datasets(figures["b"]) if "value" in row]
+    assert (row["lo"], row["hi"]) == (found.claims[0].estimate.lo, found.claims[0].estimate.hi), "as on the page"
+
+
+def test_series_that_a_line_leaves_out_stand_side_by_side_under_their_names(runs):
+    node = {**SHOWN, "name": "a", "form": "estimates", "measures": "loss", "series": "size", "line": "arm"}
+    (chart,) = charts(runs, {**node, "names": {"32": "small"}}).values()
+    named = [row for row in datasets(chart) if "name" in row]
+    assert {row["name"] for row in named} == {"base", "plain", "new"} and "small" in colors(chart)
+    assert "yOffset" in str(chart)
+
+
+def test_points_of_a_scatter_are_joined_colored_by_a_number_and_compared_with_equality(runs):
+    node = {**SHOWN, "form": "scatter", "x": "loss", "y": "share"}
+    joined = {**node, "name": "a", "series": "arm", "join": ["arm", "size"], "log": True}
+    colored = {**node, "name": "b", "color": "size", "equality": True}
+    figures = charts(runs, joined, colored)
+    paths = [row for row in datasets(figures["a"]) if "path" in row]
+    assert len({row["path"] for row in paths}) == 3 and '"type": "log"' in json.dumps(figures["a"])
+    ends = [row for row in datasets(figures["b"]) if "value" in row and row["value"] == row.get("loss")]
+    assert len(ends) == 2 and "size" in json.dumps(figures["b"]["layer"][-1]["encoding"]["color"])
 
 
 def test_a_matrix_and_a_distribution_show_their_cells(runs):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from kleiber.charts.intervals import estimates
     from kleiber.charts.matrix import change_matrix, heat_map
     from kleiber.charts.page import render_page
-    from kleiber.charts.series import Marks, lines
+    from kleiber.charts.series import Marks, line_chart, lines
     from kleiber.charts.theme import (
         GRAY,
         KINDS,
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         format_count,
         in_rows,
         kind_color,
-        line_chart,
         loss_axis,
+        pointed,
         span,
         values_axis,
     )

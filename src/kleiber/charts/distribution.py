@@ -8,9 +8,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.intervals import ARROWS
-from kleiber.charts.series import Marks, arm_color, lines
-from kleiber.charts.theme import WIDTH, Chart, Rows, in_rows, kind_color, span, with_title
+from kleiber.charts.intervals import color_of
+from kleiber.charts.series import Marks, lines
+from kleiber.charts.theme import WIDTH, Chart, Rows, in_rows, kind_color, pointed, span, with_title
 
 BINS = 30
 
@@ -26,21 +26,22 @@ def distribution(
     better  the side of the axis that is: lower, higher or none
     """
     shown = rows.assign(**{name: value for name, value in {"hollow": False, "panel": ""}.items() if name not in rows})
-    color: Chart = arm_color(order, order, legend=False)
+    color = color_of(order, set(shown["series"]), dodge=False)
     fill: Chart = alt.condition("datum.hollow", alt.value("white"), color)
-    panels = []
+    x, panels = alt.X("value:Q", title=pointed(x_title, better), axis=alt.Axis(tickCount=6, labelOverlap=True)), []
     for heading, part in shown.groupby("panel", sort=False):
         names = part.groupby("series", sort=False)["value"].mean().sort_values().index.tolist()
-        below = " ".join(filter(None, [x_title, ARROWS.get(better, "")]))
         marks = alt.Chart(part).mark_point(size=46, strokeWidth=1.6, opacity=0.9).encode(
-            x=alt.X("value:Q", title=below, scale=span(part["value"]), axis=alt.Axis(tickCount=6, labelOverlap=True)),
+            x=x.copy(deep=False).scale(span(part["value"])),
             y=alt.Y("series:N", sort=names, title=None, axis=alt.Axis(labelLimit=260)),
             color=color, fill=fill,
             tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],
         )  # fmt: skip
-        panels.append(marks.properties(title=str(heading), width=WIDTH, height=30 * len(names)))
+        panels.append(
+            marks.properties(title=alt.TitleParams(str(heading), frame="group"), width=WIDTH, height=26 * len(names))
+        )
     if len(panels) == 1:
-        return with_title(panels[0], title, 30 * len(names), subtitle)
+        return with_title(panels[0], title, 26 * len(names), subtitle)
     return in_rows(panels, title, subtitle, columns=1)
 
 

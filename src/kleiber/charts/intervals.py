@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
 from kleiber.charts.series import arm_color
-from kleiber.charts.theme import WIDTH, Chart, Rows, in_rows, kind_color, over, reference_line, span
+from kleiber.charts.theme import (
+    WIDTH,
+    Chart,
+    in_rows,
+    kind_color,
+    method_of,
+    over,
+    pointed,
+    reference_line,
+    span,
+)
 
 BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains it
     "": ("circle", ""),
@@ -17,7 +27,8 @@ BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains 
     "at least": ("triangle-right", "arrow to the right: at least"),
     "not bounded by": ("cross", "cross: could be on either side"),
 }
-ARROWS = {"lower": "← better", "higher": "better →"}  # below the axis, where one side is better
+NUMBERS = ["value", "lo", "hi", "reference", "other"]  # columns of values of an axis
+PLAIN = "#333"  # of lines that their names tell from each other
 LETTER, BESIDE, LONG = 5.5, 120, 24  # width of a letter; space for the names of lines of WIDTH; long names, in letters
 OTHER = {"shape": "diamond", "filled": False, "size": 60, "color": "#0072B2"}  # of the second value of a line
 
@@ -34,8 +45,9 @@ def estimates(
     rows    series (an arm), value, lo, hi; name, the label of the line if not the arm; panel; bound, a key of BOUNDS:
             of a bound, a triangle points to the side that is open, and only the other side of the interval is drawn;
             reference, a value at which the panel has a dashed line; hollow, whether the dot is; other, a second value;
-            better, the side of the axis that is, of all rows of a panel: lower, higher or none
-    order   all series of the page, for their colors
+            better, the side of the axis that is, of all rows of a panel: lower, higher or none; below, the title of the
+            axis of a panel, by default `x_title`
+    order   all series of the page, for their colors, which lines have if all are methods that other figures show
     zero    draws a dashed line at 0
     domain  of the horizontal axis, by default over the values of each panel
     dodge   whether series of one line have places of their own, and a legend
@@ -43,31 +55,27 @@ def estimates(
     format  of numbers in tooltips
     step    height of a line
     sort    the lines from top to bottom, by default as in the rows
-    color, shape  encodings of the series, by default colors by their place in `order`
+    color, shape  encodings of the series
     symlog        draws large values closer to 0, where one line would leave no room to the others
-    by_effect     sorts the lines by their least value
+    by_effect     sorts the lines by their value, those of several panels by that in the first
 
-    Panels with nearly the same lines name them once. Those of long names stand one below the other.
+    Panels with the same lines name them once. Those of long names stand one below the other.
     """
     shown = _table(rows, zero)
     kinds = [name for name in BOUNDS if name in set(shown["bound"])]
-    shape = _shape_of_bounds(kinds) if shape is None else shape
-    color = color or (kind_color(order, "series", alt.Legend()) if dodge else arm_color(order, order, legend=False))
+    shape = (_shape_of_series(order) if dodge else _shape_of_bounds(kinds)) if shape is None else shape
+    color = color or color_of(order, set(shown["series"]), dodge)
     sort, shared = _lines_of(shown, sort, by_effect)
     longest, drawn = max(map(len, shown["name"])), len(set(shown["panel"]))
     if drawn == 1 or (longest > LONG and (drawn == 2 or not shared)) or longest > 2 * LONG:
         columns, width = 1, int(min(WIDTH, max(width + 50, WIDTH + BESIDE - LETTER * longest)))
-    numbers = ["value", "lo", "hi", "reference", "other"]
     panels = []
     for at, (heading, part) in enumerate(shown.groupby("panel", sort=False)):
         names = sort if shared else list(dict.fromkeys(part["name"]))
-        scale = span((part if own_scales else shown)[numbers].to_numpy(dtype=float).ravel())
+        scale = span((part if own_scales else shown)[NUMBERS].to_numpy(dtype=float).ravel())
         scale = alt.Scale(domain=domain) if domain else scale
-        ticks = 4 if columns > 1 else 6
-        title_below = " ".join(filter(None, [x_title, ARROWS.get(str(part["better"].iloc[0]), "")]))
-        x = symlog_axis(title_below, scale) if symlog else alt.X(
-            "value:Q", title=title_below, scale=scale, axis=alt.Axis(tickCount=ticks, labelOverlap=True)
-        )  # fmt: skip
+        title_below = pointed(str(part["below"].iloc[0]) or x_title, str(part["better"].iloc[0]))
+        x = symlog_axis(title_below, scale) if symlog else linear_axis(title_below, scale, 4 if columns > 1 else 6)
         beside = alt.Axis(labelLimit=340, labels=not shared or at % columns == 0)
         rows_down = alt.Scale(domain=names) if shared else alt.Undefined
         lines = alt.Y("name:N", title=None, sort=sort or names, axis=beside, scale=rows_down)
@@ -78,7 +86,9 @@ def estimates(
         dots = dots.encode(x=x, tooltip=["name:N", "series:N", *hints])
         layers = _with_intervals(dots, base, part, x, other)
         size = {"width": width, "height": step * len(names) + 10}
-        panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
+        panels.append(
+            alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11, frame="group"), **size)
+        )
     bent = "the axis is logarithmic away from 0" if symlog else ""
     notes = "; ".join(filter(None, (subtitle, bent, *(BOUNDS[name][1] for name in kinds))))
     return in_rows(panels, title, notes, columns)
@@ -100,17 +110,21 @@ def _with_intervals(dots: Chart, base: Chart, part: pd.DataFrame, x: Chart, othe
 def _lines_of(shown: pd.DataFrame, sort: Sequence[str], by_effect: bool) -> tuple[list[str], bool]:
     """Returns the lines of all panels from top to bottom, if they have one order, and whether the panels share them.
 
-    Panels share their lines if each has at least three of four.
+    Panels share their lines if each has all of them.
     """
-    ordered: Rows = shown.sort_values("value") if by_effect else shown
-    names = list(dict.fromkeys(ordered["name"]))
-    shared = min(len(set(part["name"])) for _, part in shown.groupby("panel")) >= 0.75 * len(names)
-    if by_effect and shared:
-        first = ordered.loc[ordered["panel"] == shown["panel"].iloc[0], "name"]
-        names = list(dict.fromkeys([*first, *names]))
+    panels = [part.sort_values("value") if by_effect else part for _, part in shown.groupby("panel", sort=False)]
+    names = list(dict.fromkeys(name for part in panels for name in part["name"]))
+    shared = all(set(part["name"]) == set(names) for part in panels)
     if sort and shared:
         names = [*sort, *(name for name in names if name not in sort)]
     return names if shared or by_effect else list(sort), shared
+
+
+def color_of(order: Sequence[str], shown: Iterable[str], dodge: bool) -> Chart:
+    """Returns the colors of series, or one for all where the names of lines tell them from each other."""
+    if dodge:
+        return kind_color(order, "series", alt.Legend())
+    return arm_color(order, order, legend=False) if all(map(method_of, shown)) else alt.value(PLAIN)
 
 
 def _dots(base: Chart, part: pd.DataFrame, color: Chart, area: int) -> Chart:
@@ -119,6 +133,11 @@ def _dots(base: Chart, part: pd.DataFrame, color: Chart, area: int) -> Chart:
         return base.mark_point(filled=True, size=area, opacity=1)
     fill = alt.condition("datum.hollow", alt.value("white"), color)
     return base.mark_point(size=60, opacity=1, strokeWidth=1.6).encode(fill=fill)
+
+
+def linear_axis(title: str, scale: alt.Scale, ticks: int) -> alt.X:
+    """Returns a linear axis of values with about so many ticks."""
+    return alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=ticks, labelOverlap=True))
 
 
 def symlog_axis(title: str, scale: alt.Scale) -> alt.X:
@@ -137,12 +156,17 @@ def symlog_ticks(low: float, high: float) -> list[float]:
 def _table(rows: Sequence[Mapping[str, object]], zero: bool) -> pd.DataFrame:
     """Returns the rows with all columns; of a bound, the open end of the interval is the value."""
     common = {"panel": "", "bound": "", "reference": 0.0 if zero else np.nan, "hollow": False, "other": np.nan,
-              "better": "none"}  # fmt: skip
+              "better": "none", "below": ""}  # fmt: skip
     shown = pd.DataFrame([{**common, "name": row["series"], **row} for row in rows])
     shown = shown.replace([np.inf, -np.inf], np.nan).astype({"lo": float, "hi": float, "other": float})
     for end, closed in (("lo", ("", "at least")), ("hi", ("", "at most"))):
         shown[end] = shown[end].where(shown["bound"].isin(closed) | shown[end].isna(), shown["value"])
     return shown
+
+
+def _shape_of_series(order: Sequence[str]) -> Chart:
+    """Returns the encoding of series as shapes, which the legend of their colors has too."""
+    return alt.Shape("series:N", title=None, sort=[*order], scale=alt.Scale(domain=[*order]))
 
 
 def _shape_of_bounds(kinds: Sequence[str]) -> Chart:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import altair as alt
 import numpy as np
+import pandas as pd
 
 from kleiber.charts.theme import (
     HEIGHT,
@@ -19,6 +20,8 @@ from kleiber.charts.theme import (
     Rows,
     in_rows,
     kind_color,
+    log_axis,
+    loss_axis,
     over,
     reference_line,
     separate_labels,
@@ -190,7 +193,7 @@ def lines(
     return in_rows(panels, title, subtitle, columns)
 
 
-def arm_color(order: Sequence[str], shown: Sequence[str], legend: bool = True) -> alt.Color:
+def arm_color(order: Sequence[str] | Mapping[str, str], shown: Sequence[str], legend: bool = True) -> alt.Color:
     """Returns the colors of the arms `shown`, each as it is among all; of all without a legend, which panels share."""
     return kind_color(shown if legend else order, "series", alt.Legend() if legend else None, order)
 
@@ -204,18 +207,20 @@ def small_multiples(panel: Callable[[Sequence[str]], Chart], order: Sequence[str
 
 
 def seed_lines(
-    rows: Rows, x: alt.X, y_title: str, order: Sequence[str], title: str, log: bool = False, zero: bool = False,
-    own_scales: bool = False, subtitle: str = "",
+    rows: Rows, x: alt.X, y_title: str, order: Sequence[str] | Mapping[str, str], title: str, log: bool = False,
+    zero: bool = False, own_scales: bool = False, subtitle: str = "",
 ) -> Chart:  # fmt: skip
     """A line over the means of seeds for each arm, with a small point for each seed.
 
     rows        columns series, value, that of `x`; lo and hi, ends of bars; panel, a panel for each value
+    order       the series of all figures of the page, or their colors
     log         whether the vertical axis is logarithmic
     zero        draws a dashed line at 0
     own_scales  whether each panel has a vertical scale of its own; otherwise all have one
     """
     drawn = [name for name in order if name in set(rows["series"])]
-    marks, reference = Marks(rows=rows, line=1.5, mean=True, points=16, bars=0.6), 0.0 if zero else None
+    shape = alt.Shape("series:N", title=None, sort=drawn, scale=alt.Scale(domain=drawn)) if drawn[1:] else None
+    marks, reference = Marks(rows=rows, line=1.5, mean=True, points=28, bars=0.6, shape=shape), 0.0 if zero else None
     y = alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=6))
     if "panel" in rows:
         return lines(
@@ -230,3 +235,44 @@ def seed_lines(
         return draw([part], x, y, color, [reference_line(y, 0.0)] if zero else [])
 
     return small_multiples(panel, drawn, title, subtitle)
+
+
+def line_chart(
+    means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
+    value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "",
+) -> Chart:  # fmt: skip
+    """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
+
+    Lines that end at different places are named in a legend, since their names would lie across other lines.
+
+    means    a row for each point: x, the column `kind`, mean, lo, hi, half (of the interval; nan without) and seeds
+    x, title column and title of the horizontal axis, which is logarithmic
+    kind     column whose values are the lines
+    heading  title of the chart
+    every    factor between ticks of the horizontal axis
+    value    title of the vertical axis, which is logarithmic with `log`
+    """
+    shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
+    kinds = list(dict.fromkeys(shown["kind"]))
+    ends = shown.loc[shown.groupby("kind")[x].idxmax()]
+    named = len(set(ends[x])) == 1
+    across = log_axis(x, title, shown[x], every=every, room=1.8 if named else 1.15)
+    bounds = shown[["value", "lo", "hi"]].to_numpy(dtype=float)
+
+    def axis(name: str) -> Chart:
+        return log_axis(name, value, bounds[np.isfinite(bounds)], kind=alt.Y) if log else loss_axis(name, value, False)
+
+    y, low = axis("value"), axis("lo")
+    color = kind_color(kinds, legend=None if named else alt.Legend())
+    shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
+    base = alt.Chart(shown).encode(x=across, color=color)
+    layers = [base.mark_line(strokeWidth=1.6).encode(y=y)]
+    if np.isfinite(shown["half"]).any():
+        layers.append(base.mark_rule(strokeWidth=1.4).encode(y=low, y2="hi:Q"))
+    tips = ["kind:N", f"{x}:Q", alt.Tooltip("value:Q", format=".4f"), alt.Tooltip("half:Q", format=".4f"), "seeds:Q"]
+    layers.append(base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips))
+    if named:
+        ends = ends.assign(at=separate_labels(ends["value"].to_numpy(), np.ptp(shown["value"]) * LABEL_GAP))
+        names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
+        layers.append(names.encode(x=across, y=axis("at"), text="kind:N", color=color))
+    return with_title(alt.layer(*layers), heading, subtitle=subtitle)

@@ -1,4 +1,4 @@
-"""The theme of every figure, and the line chart of means over seeds.
+"""The theme of every figure: axes, colors, titles, and how charts are written.
 
 The colors of categories differ in gray print and with color blindness. Altair is imported with this module. A figure
 may have any number of rows.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import altair as alt
@@ -26,16 +26,22 @@ PALETTE: Final = "viridis"
 # The first seven are distinct for color-blind readers (Okabe and Ito 2008), the first five also in gray.
 KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#7F7F7F", "#7B4173",
          "#31A354", "#B2182B"]  # fmt: skip
-# Methods that several studies compare, each with its color on all pages; others take the next color that is free.
+BLACK, BLUE, ORANGE, GREEN, PINK, SKY, RED, BROWN, SILVER = KINDS[:9]
+# Methods that several studies compare, each with its color on all pages, and references in black. Variants of a method,
+# whose names begin with its name, are shades of its color; other categories take the next color that is free.
 METHODS: Final = {
-    "replay": "#0072B2", "LoRA": "#009E73", "WiSE-FT": "#CC79A7", "no QK norm": "#0072B2", "Muon": "#E69F00",
-    "mixture of experts": "#D55E00", "GELU": "#56B4E9", "ReLU²": "#8C6D31", "no positions": "#7F7F7F",
-    "untied": "#009E73", "GQA": "#CC79A7", "dropout": "#D55E00", "QK norm": "#0072B2",
+    "plain": BLACK, "plain fine-tuning": BLACK, "plain training": BLACK, "baseline": BLACK, "dense": BLACK,
+    "full fine-tuning": BLACK, "SFT": BLACK, "replay": BLUE, "self-generated replay": SKY, "LoRA": GREEN,
+    "WiSE-FT": PINK, "LwF": BROWN, "A-GEM": ORANGE, "L2-SP": RED, "EWC": SILVER, "DP-SGD": ORANGE, "DPO": ORANGE,
+    "GRPO": GREEN, "QK-norm": BLUE, "no QK-norm": BLUE, "Muon": ORANGE, "mixture of experts": RED, "GELU": SKY,
+    "ReLU²": BROWN, "no positions": SILVER, "untied": GREEN, "GQA": PINK, "dropout": RED,
 }  # fmt: skip
+PALEST = 0.55  # share of white in the palest shade of a color
 LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
 LINE, TITLE_LINE = 88, 78  # letters of a line of a subtitle, and of a title
 GRAY = "#888"  # of references
-SYMBOL, LETTER = 36, 5  # widths in a legend: a symbol with its margins, and a letter
+ARROWS = {"lower": "← better", "higher": "better →"}  # behind the title of an axis, where one side is better
+LEGEND, SYMBOL, LETTER = 500, 36, 5  # widths: of a legend, a symbol with its margins, and a letter
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
 # The widths of labels are those of Arial, which Liberation Sans has too.
 FONTS = 'font-family="Arial, Liberation Sans, Helvetica, sans-serif"'
@@ -88,6 +94,11 @@ def values_axis(name: str, title: str, values: Rows, style: str = ".3~s") -> alt
     scale = alt.Scale(type="log", domain=[ticks[0] / 1.2, ticks[-1] * 1.2], nice=False)
     style_of = {"format": style, "grid": False, "labelOverlap": "greedy", "labelSeparation": 4}
     return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, **style_of))
+
+
+def pointed(title: str, better: str) -> str:
+    """Returns the title of an axis with an arrow to its better side, `lower` or `higher`, after a wide space."""
+    return f"{title}\N{EM SPACE}{ARROWS[better]}".strip() if better in ARROWS else title
 
 
 def span(values: Sequence[float] | np.ndarray) -> alt.Scale:
@@ -145,10 +156,36 @@ def tick_text(number: float, largest: float | None = None) -> str:
     return tail if lead == 1 else f"{lead:g}·{tail}"
 
 
-def loss_axis(name: str = "loss", title: str = "validation loss (nats per token)", log: bool = True) -> Chart:
-    """Returns the vertical axis of a loss, logarithmic or linear, without zero."""
+def loss_axis(
+    name: str = "loss",
+    title: str = "validation loss (nats per token)",
+    log: bool = True,
+    losses: ArrayLike | None = None,
+) -> Chart:
+    """Returns the vertical axis of a loss, logarithmic or linear, without zero.
+
+    losses  the values; the ticks of a logarithmic axis over them have equally many digits
+    """
+    axis = alt.Axis(tickCount=6)
+    if losses is not None:
+        ticks = span_ticks(losses)
+        axis = alt.Axis(values=ticks, format=f".{decimals_of(ticks)}f")
     scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=12)
-    return alt.Y(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
+    return alt.Y(f"{name}:Q", title=title, scale=scale, axis=axis)
+
+
+def span_ticks(values: ArrayLike) -> list[float]:
+    """Returns about six equally spaced round numbers within the values."""
+    finite = np.asarray(values, dtype=float)
+    low, high = float(np.nanmin(finite)), float(np.nanmax(finite))
+    power = 10.0 ** np.floor(np.log10(max(high - low, 1e-9)))
+    step = next(m * power for m in (0.1, 0.2, 0.5, 1, 2) if high - low <= 7 * m * power)
+    return [round(float(k * step), 12) for k in range(int(np.ceil(low / step - 0.5)), int(high / step + 0.5) + 1)]
+
+
+def decimals_of(ticks: Sequence[float]) -> int:
+    """Returns how many decimals the ticks need, at most six."""
+    return next((n for n in range(7) if all(abs(round(tick, n) - tick) < 1e-9 for tick in ticks)), 6)
 
 
 def size_color(
@@ -160,34 +197,55 @@ def size_color(
 
 
 def kind_color(
-    kinds: Sequence[str], name: str = "kind", legend: alt.Legend | None = None, order: Sequence[str] = ()
-) -> Chart:
+    kinds: Iterable[str], name: str = "kind", legend: alt.Legend | None = None,
+    order: Sequence[str] | Mapping[str, str] = (),
+) -> Chart:  # fmt: skip
     """Returns distinct colors of categories; the first is black.
 
-    order  the categories of all figures of a page, in which each has one color; by default `kinds`
+    order  the categories of all figures of a page, in which each has one color, or their colors; by default `kinds`
     """
-    colors = colors_of(order or kinds)
-    scale, legend = alt.Scale(domain=list(kinds), range=[colors[kind] for kind in kinds]), in_columns(legend, kinds)
-    return alt.Color(f"{name}:N", sort=list(kinds), scale=scale, legend=legend, title=None)
+    kinds = list(kinds)
+    colors = order if isinstance(order, Mapping) else colors_of(order or kinds)
+    scale, legend = alt.Scale(domain=kinds, range=[colors[kind] for kind in kinds]), in_columns(legend, kinds)
+    return alt.Color(f"{name}:N", sort=kinds, scale=scale, legend=legend, title=None)
 
 
 def in_columns(legend: alt.Legend | None, kinds: Sequence[str]) -> alt.Legend | None:
     """Returns a legend above a figure in as many columns as are as wide as a panel."""
     if legend is not None and legend["columns"] is alt.Undefined:
-        legend["columns"] = max(1, min(len(kinds), WIDTH // (SYMBOL + LETTER * max(map(len, kinds), default=1))))
+        legend["columns"] = max(1, min(len(kinds), LEGEND // (SYMBOL + LETTER * max(map(len, kinds), default=1))))
     return legend
 
 
 def colors_of(kinds: Sequence[str]) -> dict[str, str]:
-    """Returns the color of each category: that of METHODS, or the next one of KINDS that no method here has.
+    """Returns the color of each category: that of its method, or the next one of KINDS that no method here has.
 
-    Methods that share a color in METHODS are rarely in one figure; where they are, the first has it.
+    Variants of a method are shades of its color, in order from the color itself to a pale one. Methods that share a
+    color in METHODS are rarely in one figure; where they are, the first has it.
     """
-    owners = {METHODS[kind]: kind for kind in reversed(kinds) if kind in METHODS}
-    named = {kind: color for color, kind in owners.items()}
+    methods: dict[str, list[str]] = {}
+    for kind in dict.fromkeys(kinds):
+        methods.setdefault(method_of(kind) or kind, []).append(kind)
+    owners = {METHODS[name]: name for name in reversed(methods) if name in METHODS}
+    named = {name: color for color, name in owners.items()}
     free = [color for color in KINDS if color not in named.values()]
-    others = [kind for kind in dict.fromkeys(kinds) if kind not in named]
-    return named | {kind: free[place % len(free)] for place, kind in enumerate(others)}
+    others = [name for name in methods if name not in named]
+    named |= {name: free[place % len(free)] for place, name in enumerate(others)}
+    shades = {name: shades_of(named[name], len(variants)) for name, variants in methods.items()}
+    return {kind: shade for name, kinds in methods.items() for kind, shade in zip(kinds, shades[name], strict=True)}
+
+
+def method_of(kind: str) -> str:
+    """Returns the method of METHODS that a category is, or whose name it begins with; "" for none."""
+    names = [name for name in METHODS if kind == name or kind.startswith((f"{name} ", f"{name},"))]
+    return max(names, key=len, default="")
+
+
+def shades_of(color: str, count: int) -> list[str]:
+    """Returns a color and `count` - 1 paler shades of it."""
+    levels = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
+    shares = np.linspace(0, PALEST if count > 2 else PALEST - 0.1, max(count, 2))[:count]
+    return ["#" + "".join(f"{round(level + (255 - level) * share):02X}" for level in levels) for share in shares]
 
 
 def sequential_colors(count: int) -> list[str]:
@@ -204,6 +262,11 @@ def format_count(number: float) -> str:
         if number >= 0.9995 * limit:
             return f"{number / limit:.3g}{suffix}"
     return f"{number:.3g}"
+
+
+def round_count(number: float) -> str:
+    """Returns a planned number, which whole steps missed a little, with two digits: `1M` for 999_424."""
+    return format_count(float(f"{number:.2g}"))
 
 
 def count_tip(name: str, title: str | None = None) -> Chart:
@@ -302,44 +365,3 @@ def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:
     for i in np.argsort(values, kind="stable"):
         floor = moved[i] = max(moved[i], floor + gap)
     return moved
-
-
-def line_chart(
-    means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
-    value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "",
-) -> Chart:  # fmt: skip
-    """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
-
-    Lines that end at different places are named in a legend, since their names would lie across other lines.
-
-    means    a row for each point: x, the column `kind`, mean, lo, hi, half (of the interval; nan without) and seeds
-    x, title column and title of the horizontal axis, which is logarithmic
-    kind     column whose values are the lines
-    heading  title of the chart
-    every    factor between ticks of the horizontal axis
-    value    title of the vertical axis, which is logarithmic with `log`
-    """
-    shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
-    kinds = list(dict.fromkeys(shown["kind"]))
-    ends = shown.loc[shown.groupby("kind")[x].idxmax()]
-    named = len(set(ends[x])) == 1
-    across = log_axis(x, title, shown[x], every=every, room=1.8 if named else 1.15)
-    bounds = shown[["value", "lo", "hi"]].to_numpy(dtype=float)
-
-    def axis(name: str) -> Chart:
-        return log_axis(name, value, bounds[np.isfinite(bounds)], kind=alt.Y) if log else loss_axis(name, value, False)
-
-    y, low = axis("value"), axis("lo")
-    color = kind_color(kinds, legend=None if named else alt.Legend())
-    shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
-    base = alt.Chart(shown).encode(x=across, color=color)
-    layers = [base.mark_line(strokeWidth=1.6).encode(y=y)]
-    if np.isfinite(shown["half"]).any():
-        layers.append(base.mark_rule(strokeWidth=1.4).encode(y=low, y2="hi:Q"))
-    tips = ["kind:N", f"{x}:Q", alt.Tooltip("value:Q", format=".4f"), alt.Tooltip("half:Q", format=".4f"), "seeds:Q"]
-    layers.append(base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips))
-    if named:
-        ends = ends.assign(at=separate_labels(ends["value"].to_numpy(), np.ptp(shown["value"]) * LABEL_GAP))
-        names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
-        layers.append(names.encode(x=across, y=axis("at"), text="kind:N", color=color))
-    return with_title(alt.layer(*layers), heading, subtitle=subtitle)

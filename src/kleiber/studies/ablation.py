@@ -138,7 +138,7 @@ class Ablation(ClaimStudy):
         figures: Figures = {}
         if len(ladders) > 1:
             figures["gap_by_arm"] = lambda: arms_figure(
-                [c for c in changes if c.ladder is not None], self.target, self.level
+                [c for c in changes if c.ladder is not None], self.target, plain, self.level
             )
         for change in changes:
             if change.ladder is not None:

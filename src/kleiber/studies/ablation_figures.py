@@ -36,9 +36,8 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
     import altair as alt
     import pandas as pd
 
-    from kleiber.charts.intervals import ARROWS
     from kleiber.charts.series import Marks, lines
-    from kleiber.charts.theme import kind_color, log_axis
+    from kleiber.charts.theme import kind_color, log_axis, pointed
 
     rows = pd.DataFrame([{**row, **_percent(row)} for row in scale_rows(change, level)])
     rows = rows.assign(fitted=rows["fitted"].replace("yes", "fitted"))
@@ -52,7 +51,7 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
         Marks(rows=band, value="gap", line=2.0, dashed="beyond", band=0.15, color="black"),
         Marks(rows=rows, value="gap", bars=1.0, points=50),
     ]
-    y = alt.Y("gap:Q", title=f"loss relative to {readable(plain)} (%) {ARROWS['lower']}")
+    y = alt.Y("gap:Q", title=pointed(f"loss relative to {readable(plain)} (%)", "lower"))
     return lines(
         tables, log_axis("compute", "training compute (FLOPs)", at), y, reference=0.0,
         title=f"Loss with {readable(change.name)} relative to {readable(plain)} vs training compute",
@@ -61,23 +60,34 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
     )  # fmt: skip
 
 
-def arms_figure(changes: Sequence[Change], target: float, level: float) -> object:
-    """The gap of each changed arm at the largest fitted scale and predicted at the target, with intervals."""
+def arms_figure(changes: Sequence[Change], target: float, plain: str, level: float) -> object:
+    """The gap of each changed arm at the largest fitted scale, and predicted at a larger one, with intervals.
+
+    The larger scale is the largest that was held out, with the gap that was measured there; `target` where none was.
+    """
     from kleiber.charts.intervals import estimates
     from kleiber.studies.compare.chart_forms import interval_note
 
-    places = {1.0: "at the largest fitted run", target: f"extrapolated to {target:g} times its compute"}
     rows = []
     for change in sorted(changes, key=lambda change: change.predictions[1.0].value):
-        for times, place in places.items():
-            gap = asdict(change.predictions[times])
-            percents = _percent({**gap, "gap": gap["value"]})
+        largest = float(change.ladder.compute.max()) if change.ladder is not None else 1.0
+        held_out = max((s for s in change.held_out if s.gaps), key=lambda scale: scale.compute, default=None)
+        gaps = {"at the largest fitted run": change.predictions[1.0]}
+        if held_out is None or change.ladder is None:
+            gaps[f"predicted for {target:g} times its compute"] = change.predictions[target]
+        else:
+            times = held_out.compute / largest
+            measured = mean_estimate(list(held_out.gaps.values()), level, UNIT)
+            gaps[f"predicted for {times:.2g} times its compute"] = predict(change.ladder, times, level)
+            gaps |= {"measured there, not in the fit": measured} if measured is not None else {}
+        for place, gap in gaps.items():
+            percents = _percent({**asdict(gap), "gap": gap.value})
             rows.append({"name": readable(change.name), "series": place, **percents, "value": percents["gap"],
                          "better": "lower"})  # fmt: skip
-    title = "Loss with each change relative to the plain arm"
+    places = list(dict.fromkeys(row["series"] for row in rows))
     return estimates(
-        rows, [*places.values()], "loss relative to the plain arm (%)", title, zero=True, dodge=True, step=40,
-        subtitle=interval_note(level, rows), symlog=True,
+        rows, places, f"loss relative to {readable(plain)} (%)", "Loss with each change to the model", zero=True,
+        dodge=True, step=18 * len(places) + 4, subtitle=f"{interval_note(level, rows)}; dashed: no change", symlog=True,
     )  # fmt: skip
 
 

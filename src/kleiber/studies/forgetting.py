@@ -307,7 +307,7 @@ def figures(record: Json) -> Figures:
     ]
     if reached and at is not None:
         title = f"Forgetting at a target loss of {at:.3g} nats"
-        note = f"{study.level:.0%} intervals; dashed: {label(order[0])}"
+        note = f"points: means over bases; bars: {study.level:.0%} intervals; dashed: {label(order[0])}"
         charts["matched"] = lambda: estimates(
             reached, names, chart_forms.FORGETTING, title, subtitle=note, by_effect=True
         )

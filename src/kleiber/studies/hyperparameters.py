@@ -210,12 +210,25 @@ def critical_text(rows: Sequence[Row]) -> str:
 
 def frontier_figure(frontier: pd.DataFrame) -> Chart:
     """Loss at the best rate vs batch, a line for each number of tokens and a panel for each size."""
-    from kleiber.charts.series import seed_lines as lines
-    from kleiber.charts.theme import format_count, values_axis
+    import altair as alt
 
-    names = {D: f"{format_count(D)} tokens" for D in sorted(frontier["D"].unique())}
-    panels = [f"N = {format_count(N)}" for N in frontier["N"]]
-    rows = frontier.assign(series=[names[D] for D in frontier["D"]], value=frontier["loss"], panel=panels)
-    x = values_axis("batch", "batch (tokens)", rows["batch"], ",")
-    title = "Validation loss at the best learning rate vs batch"
-    return lines(rows, x, "validation loss (nats per token)", list(names.values()), title)
+    from kleiber.charts.series import Marks, lines
+    from kleiber.charts.theme import format_count, loss_axis, pointed, round_count, size_color, values_axis
+
+    tokens = [round_count(D) for D in sorted(frontier["D"].unique())]
+    rows = frontier.assign(
+        series=[round_count(D) for D in frontier["D"]], panel=[f"{format_count(N)} parameters" for N in frontier["N"]]
+    )
+    title, counts = "training tokens D", frontier.groupby("N")["D"].nunique()
+    color, shape = (
+        size_color(tokens, alt.Legend(), title, "series"),
+        alt.Shape("series:N", title=title, sort=tokens, scale=alt.Scale(domain=tokens)),
+    )
+    note = "points: each batch at its best learning rate; the vertical axis is logarithmic"
+    note += "; not every size was trained for every length" * bool(counts.nunique() > 1)
+    y = alt.Y("loss:Q", title=pointed("loss (nats per token)", "lower"), axis=loss_axis(losses=rows["loss"])["axis"])
+    return lines(
+        [Marks(rows=rows, value="loss", line=1.6, points=36, shape=shape)],
+        values_axis("batch", "batch (tokens)", rows["batch"], ","), y, "Validation loss vs batch", color=color,
+        panel="panel", log=True, subtitle=note,
+    )  # fmt: skip

@@ -234,7 +234,7 @@ def edge_warnings(row: Row, axis: Axis = "width") -> list[dict[str, str]]:
 def tuning_figure(arms: Arms, axis: Axis) -> object:
     """Loss vs learning rate, a line for each size and a panel for each parametrization."""
     from kleiber.charts.series import seed_lines as lines
-    from kleiber.charts.theme import values_axis
+    from kleiber.charts.theme import pointed, values_axis
     from kleiber.studies.compare.figures import losses_of
 
     tables = [
@@ -243,16 +243,21 @@ def tuning_figure(arms: Arms, axis: Axis) -> object:
     ]
     rows = pd.concat(tables, ignore_index=True)
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
-    return lines(rows, x, VALIDATION_LOSS, list(dict.fromkeys(rows["series"])), "Validation loss vs learning rate")
+    note = "points: seeds; lines: means over seeds"
+    names, panels = list(dict.fromkeys(rows["series"])), list(dict.fromkeys(rows["panel"]))
+    title, y = "Validation loss vs learning rate", pointed(VALIDATION_LOSS, "lower")
+    if len(panels) == 1:
+        title, rows = f"{title} under {panels[0]}", rows.drop(columns="panel")
+    return lines(rows, x, y, names, title, subtitle=note)
 
 
 def optimum_figure(optima: Sequence[Row], axis: Axis, level: float) -> object:
     """The optimal learning rate with its interval vs the size, a line for each parametrization."""
-    from kleiber.charts.theme import line_chart
+    from kleiber.charts.series import line_chart
 
     rows = pd.DataFrame(optima).dropna(subset="lo").rename(columns={"lr": "mean"})
     names = [label_of(name) for name in rows["parametrization"]]
     rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2, parametrization=names)
     title = f"Optimal learning rate vs {axis}"
-    note = f"{percent(level)} intervals of the vertex of the fitted parabola"
+    note = f"points: the vertex of a parabola through the losses; bars: its {percent(level)} interval"
     return line_chart(rows, axis, axis, "parametrization", title, 2, "optimal learning rate", log=True, subtitle=note)

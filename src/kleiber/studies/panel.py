@@ -18,7 +18,7 @@ import numpy as np
 
 from kleiber.records.catalog import Run, score_of
 from kleiber.studies import panel_figures
-from kleiber.studies.claims import Claim, Levels, Selection, chosen_levels, decide_together, expand
+from kleiber.studies.claims import Claim, Levels, Result, Selection, chosen_levels, decide_together, expand
 from kleiber.studies.compare.arms import arm_name, not_ready, planned_arms
 from kleiber.studies.compare.places import refuse_twins
 from kleiber.studies.compare.rows import Rows
@@ -44,7 +44,7 @@ from kleiber.studies.panel_declaration import (
 )
 from kleiber.studies.panel_table import HELD, SAME, STAGE, START, every_stage, levels_of, read_table
 from kleiber.studies.panel_view import View
-from kleiber.studies.statements import answer_text, read_answer
+from kleiber.studies.statements import answer_text, read_answer, with_intervals_of_claims
 from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Config, Count, Json, Natural, Row
 from kleiber.types.score import Score
@@ -292,7 +292,7 @@ class Panel(ClaimStudy):
         view = self.view(runs)
         waiting = not_ready(runs, self.looks, lambda run: arm_name(run) or "")
         results = decide_together(view.questions(self.claims, waiting), self.level, self.looks, self.variance)
-        tables, charts = self.shown(view)
+        tables, charts = self.shown(view, results)
         stated = read_law(self.law, [*view.measures], [key.name for key in view.keys])
         law, verdicts = (None, []) if stated is None else stated.fit(view.table, self.level)
         return Findings(
@@ -308,13 +308,18 @@ class Panel(ClaimStudy):
             methods=self.methods.strip(),
         )
 
-    def shown(self, view: View) -> tuple[dict[str, list[Json]], Figures]:
-        """Returns the tables by title, as reports show them, and functions that draw the figures."""
+    def shown(self, view: View, results: Sequence[Result] = ()) -> tuple[dict[str, list[Json]], Figures]:
+        """Returns the tables by title, as reports show them, and functions that draw the figures.
+
+        results  claims, whose intervals figures draw where their tables have the same numbers
+        """
         tables = {title: view.rows_of(table) for title, table in view.tables.items()}
+        rows = {title: with_intervals_of_claims(table, results, self.level) for title, table in tables.items()}
+        rows[panel_figures.CLAIMS] = view.claim_rows(results)
         charts: Figures = {
-            str(node["name"]): partial(_draw, node, view, tables)
+            str(node["name"]): partial(_draw, node, view, rows)
             for node in self.figures
-            if panel_figures.is_shown(node, view, tables)
+            if panel_figures.is_shown(node, view, rows)
         }
         return {title: [view.published(row) for row in rows] for title, rows in tables.items() if rows}, charts
 

@@ -14,8 +14,19 @@ from kleiber.charts.intervals import estimates
 from kleiber.charts.matrix import change_matrix, heat_map
 from kleiber.charts.scatter import scatter
 from kleiber.charts.series import Marks, arm_color, end_names, lines, scale_over
-from kleiber.charts.theme import HEIGHT, Chart, Rows, count_axis, kind_color, log_axis, span
-from kleiber.studies.panel_declaration import mapping, texts
+from kleiber.charts.theme import (
+    HEIGHT,
+    PALETTE,
+    Chart,
+    Rows,
+    count_axis,
+    kind_color,
+    log_axis,
+    pointed,
+    size_color,
+    span,
+)
+from kleiber.studies.panel_declaration import Measure, mapping, texts
 from kleiber.studies.panel_figures import (
     MEASURE,
     Node,
@@ -26,6 +37,7 @@ from kleiber.studies.panel_figures import (
     note_of,
     reference_of,
     selected,
+    table_of,
     text,
     value_title,
     where_of,
@@ -35,18 +47,51 @@ from kleiber.studies.panel_view import View
 
 DODGE = 0.012  # distance of lines that share values of the horizontal axis, so that their intervals are seen
 LINE = "#999"
+STEP = 24  # height of a line of estimates
+HALF = 0.5  # of the scale of a measure, from which on its axis has all of it
 
 
 def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     """Returns dots with intervals, a panel for each measure or value of a key."""
     rows, order = in_series(rows, node, view)
-    line = texts(node.get("line"), "line")
-    rows = rows.assign(name=names_of(rows, view, line) if line else rows["series"])
-    rows = rows.sort_values("value") if node.get("sort") else rows
-    title = text(node, "x_title") or value_title(node, view, rows)
+    line, series, by_measure = texts(node.get("line"), "line"), texts(node.get("series"), "series"), False
+    if MEASURE in texts(node.get("panel"), "panel"):
+        by_measure, rows = True, rows.assign(below=[unit_title(node, view, name) for name in rows["measure"]])
+    if "name" not in rows:
+        rows = rows.assign(name=names_of(rows, view, line) if line else rows["series"])
     rows = rows.assign(better=[view.measures[name].better for name in rows["measure"]])
-    records = rows[["series", "name", "panel", "value", "lo", "hi", "reference", "better"]].to_dict("records")
-    return estimates(records, order, title, text(node, "title"), subtitle=note_of(node, view, rows))
+    rows = rows if node.get("sort") is False else by_effect(rows, line)
+    kept = ["series", "name", "panel", "value", "lo", "hi", "reference", "better", *(["below"] if by_measure else [])]
+    measure, shares = view.measures[str(rows["measure"].iloc[0])], rows[["value", "lo", "hi"]].to_numpy(dtype=float)
+    limits = (
+        None if by_measure or contrasts(node, view) or np.nanmax(shares) - np.nanmin(shares) < HALF else measure.limits
+    )
+    title, dodge = text(node, "x_title") or value_title(node, view, rows), bool(line) and not {*series} <= {*line}
+    return estimates(
+        rows[kept].to_dict("records"), order, title, text(node, "title"), subtitle=note_of(node, view, rows),
+        dodge=dodge, own_scales=by_measure or measure.limits is None, domain=limits, step=36 if dodge else STEP,
+    )  # fmt: skip
+
+
+def by_effect(rows: Rows, line: Sequence[str]) -> Rows:
+    """Returns rows in the order of their values in the first panel; lines of one first key stay together."""
+    first = rows[rows["panel"] == rows["panel"].iloc[0]]
+    ranks = first.groupby(line[0] if len(line) > 1 else "name", sort=False)["value"].mean().rank()
+    keys = rows[line[0] if len(line) > 1 else "name"].map(ranks).fillna(len(rows))
+    return rows.loc[keys.sort_values(kind="stable").index]
+
+
+def unit_title(node: Node, view: View, name: str) -> str:
+    """Returns the title of the axis of a panel of one measure: its unit."""
+    unit = view.measures[name].unit
+    named = text(node, "x_title") or ("difference" if contrasts(node, view) else "")
+    return f"{named} ({unit})" if named and unit else named or unit
+
+
+def contrasts(node: Node, view: View) -> bool:
+    """Returns whether the table of a figure has differences."""
+    table = table_of(node, view)
+    return table is not None and bool(table.contrast)
 
 
 def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
@@ -77,14 +122,25 @@ def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     if direct:
         names = end_names(ends.assign(at=ends["at"].max()), "series", "at", spread=float(np.ptp(scale.domain)))
         tables.append(names)
-    y = alt.Y("value:Q", title=value_title(node, view, rows), axis=alt.Axis(tickCount=6))
+    better = view.measures[str(rows["measure"].iloc[0])].better
+    title = text(node, "y_title") or value_title(node, view, rows)
+    y = alt.Y("value:Q", title=pointed(title, better), axis=alt.Axis(tickCount=6))
     y["scale"] = alt.Undefined if MEASURE in panel else scale
+    units = {measure.label: pointed(measure.unit, measure.better) for measure in view.measures.values()}
     return lines(
         tables, line_axis(node, view, rows, direct), y, text(node, "title"), log=bool(node.get("log")),
-        color=arm_color(order, drawn, legend=not direct and len(drawn) > 1), subtitle=note_of(node, view, rows),
-        reference="reference", panel="panel" if panel else "", own_scales=MEASURE in panel,
-        units={measure.label: measure.unit for measure in view.measures.values()} if MEASURE in panel else None,
+        color=series_color(node, view, order, drawn, legend=not direct and len(drawn) > 1),
+        subtitle=note_of(node, view, rows), reference="reference", panel="panel" if panel else "",
+        own_scales=MEASURE in panel, units=units if MEASURE in panel else None,
     )  # fmt: skip
+
+
+def series_color(node: Node, view: View, order: Sequence[str], drawn: Sequence[str], legend: bool) -> Chart:
+    """Returns the colors of series: from dark to light where they are the numbers of one key."""
+    series = texts(node.get("series"), "series")
+    if len(series) == 1 and all(isinstance(value, int | float) for value in view.levels[series[0]]):
+        return size_color(order, alt.Legend() if legend else None, "", "series")
+    return arm_color(order, drawn, legend)
 
 
 def with_beginning(rows: Rows, begin: object) -> Rows:
@@ -109,7 +165,8 @@ def shifted(rows: Rows, x: str, order: Sequence[str], linear: bool) -> list[floa
 def line_axis(node: Node, view: View, rows: Rows, direct: bool) -> Chart:
     """Returns the horizontal axis over the rows, with room for the names of lines."""
     x = text(node, "x")
-    values, title = rows[x].astype(float), next(key.title for key in view.keys if key.name == x)
+    values = rows[x].astype(float)
+    title = text(node, "x_title") or next(key.title for key in view.keys if key.name == x)
     if not node.get("linear"):
         return log_axis("at", title, values, room=1.8 if direct else 1.3)
     axis, room = count_axis("at", title, values), 0.06 * float(np.ptp(values))
@@ -131,28 +188,55 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
     shown = pd.concat([*([means] if runs != "only" else []), *([single] if runs else [])])
     references = {name: reference_of(view, name) for name in (x, y)}
     across, up = (
-        kind(
-            f"{name}:Q", title=view.measures[name].title, axis=alt.Axis(tickCount=7),
-            scale=span([*shown[name], references[name]]),
-        )
-        for name, kind in ((x, alt.X), (y, alt.Y))
-    )  # fmt: skip
+        scatter_axis(view.measures[name], title, kind, [*shown[name], references[name]], bool(node.get("log")))
+        for name, title, kind in ((x, text(node, "x_title"), alt.X), (y, text(node, "y_title"), alt.Y))
+    )
     drawn = [name for name in order if name in set(means["series"])]
-    shape = None
-    if node.get("shape") or runs == "only":
-        column, legend = ("form", alt.Legend(title=None)) if node.get("shape") else ("series", None)
-        shape = alt.Shape(f"{column}:N", scale=alt.Scale(domain=list(dict.fromkeys(means[column]))), legend=legend)
-    tables = [*path_of(node, view, other), *fitted_lines(node, view, single)]
+    symbols = alt.Legend(symbolFillColor="white", symbolStrokeColor="#333", columns=1)
+    column, legend = ("form", symbols) if node.get("shape") else ("series", alt.Legend() if drawn[1:] else None)
+    forms = list(dict.fromkeys(means[column])) if node.get("shape") else drawn
+    shape = alt.Shape(f"{column}:N", title=None, sort=forms, scale=alt.Scale(domain=forms), legend=legend)
+    tables = [*path_of(node, view, other), *fitted_lines(node, view, single), *joined(node, means)]
     if runs:
         size, opacity = (40, 0.9) if runs == "only" else (18, 0.45)
         tables.append(Marks(rows=single, value=y, points=size, opacity=opacity, shape=shape))
     if runs != "only":
         tables.append(Marks(rows=means, value=y, points=90, shape=shape))
+    color = number_color(node, view) if node.get("color") else kind_color(
+        drawn, "series", alt.Legend(columns=2) if node.get("shape") else alt.Legend() if drawn[1:] else None, order
+    )  # fmt: skip
     return scatter(
-        tables, across, up, text(node, "title"), color=kind_color(drawn, "series", alt.Legend(), order),
-        references=(references[x], references[y]), height=round(1.3 * HEIGHT) if node.get("fit") else HEIGHT,
+        tables, across, up, text(node, "title"), color=color, references=(references[x], references[y]),
+        height=round(1.3 * HEIGHT) if node.get("fit") else HEIGHT, equality=bool(node.get("equality")),
         subtitle=note_of(node, view, rows.assign(lo=np.nan)),
     )  # fmt: skip
+
+
+def scatter_axis(measure: Measure, title: str, kind: type, values: Sequence[float], log: bool) -> Chart:
+    """Returns the axis of a measure over its values, linear or logarithmic."""
+    title = pointed(title or measure.title, measure.better)
+    finite = [value for value in values if np.isfinite(value)]
+    if log:
+        return log_axis(measure.name, title, finite, kind=kind)
+    return kind(f"{measure.name}:Q", title=title, axis=alt.Axis(tickCount=7), scale=span(finite))
+
+
+def number_color(node: Node, view: View) -> Chart:
+    """Returns the colors of the values of a key, from dark to light."""
+    name = text(node, "color")
+    title = next(key.title for key in view.keys if key.name == name)
+    legend = alt.Legend(gradientLength=160, titleLimit=300)
+    return alt.Color(f"{name}:Q", title=title, scale=alt.Scale(scheme=PALETTE), legend=legend)
+
+
+def joined(node: Node, means: Rows) -> list[Marks]:
+    """Returns a thin line through the points of each series, and of each value of the first key of `join`."""
+    keys = texts(node.get("join"), "join")
+    if not keys:
+        return []
+    *apart, order = keys
+    path = means.assign(path=means[["series", *apart]].astype(str).agg(" ".join, axis=1))
+    return [Marks(rows=path, value=text(node, "y"), line=1.0, style={"opacity": 0.5}, detail="path", order=order)]
 
 
 def path_of(node: Node, view: View, tables: Tables) -> list[Marks]:
@@ -191,7 +275,6 @@ def draw_matrix(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     """Returns values in the cells of two keys, a panel for each value of a third."""
     titles = {key.name: key.title for key in view.keys}
     x, y, panel = (text(node, name) for name in ("x", "y", "panel"))
-    table = view.tables[text(node, "table")]
     rows = rows.assign(series=names_of(rows, view, [panel])) if panel else rows
     order = {name: [view.label(name, value, short=True) for value in view.levels[name]] for name in (x, y)}
     rows = rows.assign(**{name: names_of(rows, view, [name]) for name in (x, y)})
@@ -199,7 +282,7 @@ def draw_matrix(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     down = alt.Y(f"{y}:O", title=titles[y], sort=order[y])
     legend = view.measures[str(rows["measure"].iloc[0])].title
     title, subtitle = text(node, "title"), text(node, "subtitle")
-    if table.contrast:
+    if contrasts(node, view):
         return change_matrix(rows.assign(change=rows["value"]), across, down, legend, title, subtitle=subtitle)
     return heat_map(rows, across, down, legend, title, subtitle, panel="series" if panel else "")
 
@@ -208,7 +291,8 @@ def draw_distribution(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     """Returns the values of all runs, a line of points for each series."""
     rows, order = in_series(rows, node, view)
     shown, title = rows[["series", "value", "seed"]], value_title(node, view, rows)
-    return distribution(shown, order, title, text(node, "title"), text(node, "subtitle"))
+    better = view.measures[str(rows["measure"].iloc[0])].better
+    return distribution(shown, order, title, text(node, "title"), text(node, "subtitle"), better)
 
 
 DRAW = {

@@ -7,7 +7,12 @@
 {name: seeds, form: distribution, measures: loss, series: arm, title: ...}
 
 A line at 0 is drawn for tables of differences, and a line at the reference of a measure for tables of means. With
-`runs: true`, lines show single runs in place of intervals.
+`runs: true`, lines show single runs in place of intervals. The table `Claims` has a row for each claim of the study,
+with the interval that decides it. Lines of estimates are sorted by their values unless `sort: false`; those whose
+`line` leaves out a key of `series` show its values side by side. Points of a scatter with `join: [KEY, ORDER]` are
+joined for each value of KEY in the order of ORDER; `log: true` makes its axes logarithmic, `color: KEY` colors by a
+number, and `equality: true` draws the line on which both measures are equal. `names: {LABEL: NAME}` calls series
+otherwise than tables do.
 """
 
 from __future__ import annotations
@@ -27,15 +32,31 @@ from kleiber.types import Row
 Node = Mapping[str, object]
 Tables = Mapping[str, Sequence[Row]]  # rows with the names of keys and measures, by title
 MEASURE = "measure"  # of `panel`: a panel for each measure
+CLAIMS = "Claims"  # of `table`: the claims of the study
+CLAIM_TABLE = Table(title=CLAIMS, measures=(), contrast={"of": {}}, joint=True)
 FORMS = {  # the keys that each form needs, and those that it may have
     "estimates": (("table",), ("measures", "where", "series", "line", "panel", "x_title", "sort")),
-    "lines": (("table", "x"), ("measures", "where", "series", "dash", "panel", "linear", "log", "begin", "runs")),
-    "scatter": (("table", "x", "y"), ("where", "series", "shape", "runs", "path", "fit")),
+    "lines": (
+        ("table", "x"),
+        ("x_title", "y_title", "measures", "where", "series", "dash", "panel", "linear", "log", "begin", "runs"),
+    ),
+    "scatter": (
+        ("table", "x", "y"),
+        ("where", "series", "shape", "runs", "path", "fit", "log", "join", "color", "equality", "x_title", "y_title"),
+    ),
     "matrix": (("table", "x", "y"), ("measures", "where", "panel")),
     "distribution": (("measures",), ("where", "series")),
 }
-COMMON = ("name", "form", "title", "subtitle")
-COLUMNS = ("series", "line", "panel", "dash", "shape")  # keys of a figure whose values are keys of the panel
+COMMON = ("name", "form", "title", "subtitle", "names")
+COLUMNS = (
+    "series",
+    "line",
+    "panel",
+    "dash",
+    "shape",
+    "join",
+    "color",
+)  # keys of a figure whose values are keys of the panel
 
 
 def check(nodes: Sequence[Node], tables: Mapping[str, Table], measures: Sequence[str], keys: Sequence[str]) -> None:
@@ -51,9 +72,10 @@ def check(nodes: Sequence[Node], tables: Mapping[str, Table], measures: Sequence
             raise ValueError(f"{place} needs {absent[0]}: the form {form} needs name, title, {', '.join(needed)}")
         shown, columns = measures, keys
         if "table" in needed:
-            if node["table"] not in tables:
+            if node["table"] not in (*tables, CLAIMS):
                 raise ValueError(f"{place}.table={node['table']} must be the title of a table: {', '.join(tables)}")
-            shown, columns = tables[str(node["table"])].measures, columns_of(tables[str(node["table"])])
+            table = tables.get(str(node["table"]), CLAIM_TABLE)
+            shown, columns = table.measures or measures, columns_of(table)
         axes = ("x", "y") if form == "matrix" else ("x",) if form == "lines" else ()
         for name in (*COLUMNS, *axes):
             refuse_unknown(f"{place}.{name}", texts(node.get(name), f"{place}.{name}"), [*columns, MEASURE])
@@ -76,6 +98,11 @@ def columns_of(table: Table) -> list[str]:
     return [*mapping(table.contrast.get("each"), "each"), *table.by]
 
 
+def table_of(node: Node, view: View) -> Table | None:
+    """Returns the table of a figure; None for one of single runs."""
+    return view.tables.get(text(node, "table"), CLAIM_TABLE) if "table" in node else None
+
+
 def is_shown(node: Node, view: View, tables: Tables) -> bool:
     """Whether a figure has anything to show: rows, for lines two values of their axis, for a scatter both measures."""
     rows = selected(node, view, tables)
@@ -95,14 +122,14 @@ def wide(rows: Rows, keys: Sequence[str], x: str, y: str) -> Rows:
 
 def selected(node: Node, view: View, tables: Tables) -> Rows:
     """Returns the rows of a figure's table, or of the runs: keys, measure, value, lo, hi, and `reference` or nan."""
-    names = texts(node.get("measures"), "measures")
-    if "table" in node:
+    names, table = texts(node.get("measures"), "measures"), table_of(node, view)
+    if table is not None:
         rows: Rows = pd.DataFrame(tables[str(node["table"])])
         if rows.empty:
             return rows
         rows = rows.astype({"lo": float, "hi": float})
         rows = rows[rows["measure"].isin(names)] if names else rows
-        contrast = bool(view.tables[str(node["table"])].contrast)
+        contrast = bool(table.contrast)
     else:
         rows, contrast = view.table[view.table["measure"].isin(names)].assign(lo=np.nan, hi=np.nan), False
     rows = view.chosen(rows, where_of(node, view))
@@ -139,27 +166,28 @@ def names_of(rows: Rows, view: View, keys: Sequence[str]) -> list[str]:
 
 def in_series(rows: Rows, node: Node, view: View) -> tuple[Rows, list[str]]:
     """Returns the rows with the columns series and panel, and all series of the study in order, for their colors."""
-    series = texts(node.get("series"), "series")
+    series, names = texts(node.get("series"), "series"), mapping(node.get("names"), "names")
     ranks = {key: {value: rank for rank, value in enumerate(view.levels[key])} for key in series}
     present = view.table[series].dropna().drop_duplicates()
     levels = present.sort_values(series, key=lambda column: column.map(ranks[column.name])) if series else present
-    rows, panels = rows.assign(series=names_of(rows, view, series)), texts(node.get("panel"), "panel")
-    if panels == [MEASURE] and node["form"] != "lines":  # lines have the unit on their axis
-        rows = rows.assign(panel=[view.measures[name].title for name in rows["measure"]])
-    else:
-        rows = rows.assign(panel=names_of(rows, view, panels))
-    return rows, list(dict.fromkeys(names_of(levels, view, series))) if series else [""]
+    shown, order = ([str(names.get(name, name)) for name in names_of(part, view, series)] for part in (rows, levels))
+    rows = rows.assign(series=shown, panel=names_of(rows, view, texts(node.get("panel"), "panel")))
+    return rows, list(dict.fromkeys(order)) if series else [""]
 
 
 def note_of(node: Node, view: View, rows: Rows) -> str:
-    """Returns the subtitle: that of the figure, the level of the intervals, and what dashed lines are."""
-    from kleiber.studies.compare.chart_forms import interval_note
+    """Returns the subtitle: that of the figure, what points and bars are, and what dashed lines are."""
+    from kleiber.studies.compare.chart_forms import interval_note  # late, for the libraries of charts
 
-    table = view.tables.get(text(node, "table"))
-    note = interval_note(view.level, rows)
-    note += ", together" if note and table is not None and table.joint else ""
+    table = table_of(node, view)
+    contrast = table is not None and bool(table.contrast)
+    note = interval_note(
+        view.level, rows, "mean differences" if contrast else "means", joint=table is not None and table.joint,
+        pooled=table is not None and table.pooled is not None,
+    )  # fmt: skip
     called = {view.measures[name].called for name in set(rows["measure"])} - {""}
-    dashed = f"dashed: {', '.join(sorted(called))}" if called and not (table and table.contrast) else ""
+    dashed = f"dashed: {', '.join(sorted(called))}" if called and not contrast else ""
+    dashed = "dashed: no difference" if contrast and node["form"] in ("estimates", "lines") else dashed
     return "; ".join(filter(None, (text(node, "subtitle"), note, dashed)))
 
 
@@ -167,5 +195,5 @@ def value_title(node: Node, view: View, rows: Rows) -> str:
     """Returns the title of the axis of values; "" where panels of several measures have titles of their own."""
     if MEASURE in texts(node.get("panel"), "panel"):
         return ""
-    table, title = view.tables.get(text(node, "table")), view.measures[str(rows["measure"].iloc[0])].title
+    table, title = table_of(node, view), view.measures[str(rows["measure"].iloc[0])].title
     return f"difference in {title}" if table is not None and table.contrast else title

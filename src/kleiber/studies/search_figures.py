@@ -11,7 +11,7 @@ import pandas as pd
 
 from kleiber.charts.intervals import estimates
 from kleiber.charts.series import Marks, draw, lines
-from kleiber.charts.theme import Chart, in_rows, kind_color, log_axis
+from kleiber.charts.theme import Chart, in_rows, kind_color, log_axis, pointed, span
 from kleiber.studies.compare.labels import VALIDATION_LOSS
 from kleiber.studies.decision import Estimate
 from kleiber.studies.laws.uncertainty import percent
@@ -28,7 +28,7 @@ def figures(trials: Trials, tuning: Sequence[Row], means: Mapping[str, Estimate]
     if not any(map(math.isfinite, trials.first.values())):
         return {}
     charts: Figures = {
-        "tuning_curve": lambda: tuning_curve(tuning, level, next(iter(trials.searched))),
+        "tuning_curve": lambda: tuning_curve(tuning, next(iter(trials.searched))),
         "keys": lambda: loss_by_key(trials),
     }
     if means:
@@ -36,29 +36,24 @@ def figures(trials: Trials, tuning: Sequence[Row], means: Mapping[str, Estimate]
     return charts
 
 
-def tuning_curve(tuning: Sequence[Row], level: float, tokens: float) -> Chart:
-    """Best loss vs number of trials: the expectation, and the band of the median where there is one.
+def tuning_curve(tuning: Sequence[Row], tokens: float) -> Chart:
+    """Expected lowest loss vs number of trials, or the lowest so far of trials that depend on each other.
 
     tokens  after which the losses were measured
     """
-    rows = pd.DataFrame(tuning).astype({"mean": float, "lo": float, "hi": float})
-    least, highest = float(np.nanmin(rows["mean"])), float(np.nanmax(rows["mean"]))
-    top, room = highest + 0.15 * (highest - least), 0.115 * (highest - least)
-    band = rows.assign(hi=rows["hi"].fillna(top).clip(upper=top))
-    closed, no_band = band.dropna(subset=["lo"]), bool(rows["hi"].isna().all())
+    rows = pd.DataFrame(tuning).astype({"mean": float, "hi": float}).dropna(subset=["mean"])
+    count, length, is_sequence = len(tuning), f"{tokens:,.0f} tokens", bool(rows["hi"].isna().all())
+    note = f"line: the expected lowest loss after {length} of so many trials, drawn at random from the {count}"
+    expected = dict(zip(rows["trials"], rows["mean"], strict=True))
+    if not is_sequence and count // 2 in expected:
+        fall = expected[count // 2] - expected[count]
+        note += f"; from {count // 2} to {count} trials it falls by {fall:.3g}, so more trials may still gain"
     x = log_axis("trials", "trials of the search", rows["trials"], every=2)
-    y = alt.Y("mean:Q", title=VALIDATION_LOSS, scale=alt.Scale(domain=[least - room, top], nice=False))
-    tables = [
-        Marks(rows=closed, band=0.2, color="#444"),
-        Marks(rows=band, value="hi", line=1.2, dash=[4, 3], color="#444"),
-        Marks(rows=rows.dropna(subset=["mean"]), value="mean", line=2.0, points=18, color="black"),
-    ]
-    subtitle = f"line: expected best loss; gray band and dashes: {percent(level)} interval of its median"
-    if 0 < len(closed) < len(rows):
-        subtitle += f"; above {closed['trials'].max()} trials only its upper end is known"
-    title = f"Best validation loss after {tokens:,.0f} tokens vs number of trials"
-    drawn = tables[-1:] if no_band else tables
-    return lines(drawn, x, y, title, subtitle="the least loss so far" if no_band else subtitle)
+    scale, axis = span(rows["mean"].to_numpy()), alt.Axis(tickCount=6)
+    y = alt.Y("mean:Q", title=pointed(VALIDATION_LOSS, "lower"), scale=scale, axis=axis)
+    table = Marks(rows=rows, value="mean", line=2.0, points=18, color="black")
+    title = "Lowest validation loss vs number of trials"
+    return lines([table], x, y, title, subtitle=f"the lowest loss so far after {length}" if is_sequence else note)
 
 
 def loss_by_key(trials: Trials) -> Chart:

@@ -4,6 +4,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Simplex": "simplex",
+    "predicted_losses": "law",
 }
 LAWS = {"mixture": "law.mixture"}
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -7,13 +7,25 @@ what the best mixture minimizes. Refits are fits to the law plus resampled resid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
 import pandas as pd
 
-from kleiber.studies import Array, Settings, TableLaw, Verdict, check_range, numbers, parameter_lines, required, row_of
+from kleiber.records import Run
+from kleiber.studies import (
+    Array,
+    Rows,
+    Settings,
+    TableLaw,
+    Verdict,
+    check_range,
+    numbers,
+    parameter_lines,
+    required,
+    row_of,
+)
 from kleiber.types import Json, Row
 from kleiber_topics.mixtures.forms import FORMS, degrees, fit_form, refit
 from kleiber_topics.mixtures.prediction import (
@@ -155,6 +167,28 @@ def judge(record: Row) -> list[Verdict]:
     if record["best"]["better"] is None and record["draws"]:
         out.append(Verdict("no_gain", "note", "the interval of the gain over the proportional mixture contains 0"))
     return out
+
+
+def predicted_losses(table: Rows, runs: Sequence[Run]) -> Rows:
+    """Returns a panel's table of `loss` by `arm` and `data` with two measures of each run.
+
+    mean_loss  the mean of its losses over the domains
+    predicted  that of the exponential form, fitted to the runs of the arm `fitted`; none where these are too few
+    """
+    losses = (
+        table[table["measure"] == "loss"].pivot_table(index="run", columns="data", values="value", sort=False).dropna()
+    )
+    rows = table.drop_duplicates("run").set_index("run").loc[losses.index].reset_index()
+    parts = {run.name: run.config["data"]["parts"] for run in runs}
+    weights = pd.DataFrame([parts[name] for name in losses.index]).fillna(0.0).to_numpy(dtype=float)
+    weights, targets = weights / weights.sum(1, keepdims=True), losses.to_numpy(dtype=float).T
+    measures = {"mean_loss": targets.mean(0)}
+    is_fitted = (rows["arm"] == "fitted").to_numpy()
+    if is_fitted.sum() >= weights.shape[1] + SPARE:
+        form, params = fit_form("exponential", weights[is_fitted], targets[:, is_fitted], weights.shape[1])
+        measures["predicted"] = form.predict(params, weights).mean(0)
+    further = [rows.assign(measure=name, metric=name, value=values) for name, values in measures.items()]
+    return pd.concat([table, *further], ignore_index=True)
 
 
 def lines(record: Row) -> list[str]:

@@ -109,6 +109,7 @@ class Baselines(Transfer):
         if len(set(panels.values())) < 2:
             return charts
         names = self.claimed.labels(runs, lambda run: arm_of(run.config))
+        names |= {name: f"{names[name]} (kleiber)" for name in names.keys() & self.against.keys()}
         arms = at_common_budget(self.claimed.ladders(runs, lambda run: arm_of(run.config)))
         arms = {names[name]: arm for name, arm in arms.items()}
         panels = {names[name]: panel for name, panel in panels.items()}
@@ -214,7 +215,7 @@ def _draw_arms(name: str, arms: Mapping[str, Arm], measure: str, panels: Mapping
     from kleiber.studies import side_by_side, tuning
 
     draw = tuning if name == "pretraining_tuning" else side_by_side
-    return draw(arms, measure, panels)
+    return draw(arms, measure, panels, "lower")
 
 
 def _draw(differences: Sequence[Row], means: Sequence[Row], level: float) -> object:

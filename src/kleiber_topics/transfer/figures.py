@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts import GRAY, KINDS, Chart, change_matrix, estimates, in_rows, kind_color, span, values_axis
+from kleiber.charts import GRAY, KINDS, Chart, change_matrix, estimates, in_rows, kind_color, pointed, span, values_axis
 from kleiber.config import readable
 from kleiber.studies import SCRATCH, Rows, interval_note
 from kleiber.types import Row
@@ -118,26 +118,37 @@ def scores_by_labels(rows: Rows) -> Chart:
 def gains(gaps: Sequence[Row], rows: Rows, level: float) -> Chart:
     """Gain over training from scratch with the most labels: a panel for each task, a line for each kind and text.
 
+    Of a single kind and text, tasks are lines of one panel.
+
     level  confidence level of the intervals
     """
     most = max(row["share"] for row in gaps)
     kinds = len({row["kind"] for row in gaps})
+    shown = [row for row in gaps if row["share"] == most and row["value"] is not None]
+    starts = {text_label(row, kinds) for row in shown}
     entries = [
         {
             **row,
-            "panel": label(row["task"]),
+            "panel": label(row["task"]) if starts != {text_label(row, kinds)} else "",
             "series": label(domain_of(row["start"])),
-            "name": text_label(row, kinds),
+            "name": text_label(row, kinds) if starts != {text_label(row, kinds)} else label(row["task"]),
             "better": "higher",
         }
         for row in sorted(
-            gaps, key=lambda row: (mean_last(row), row["kind"], domain_of(row["start"]), -size_of(row["start"]))
+            shown, key=lambda row: (mean_last(row), row["kind"], domain_of(row["start"]), -size_of(row["start"]))
         )
-        if row["share"] == most and row["value"] is not None
     ]
-    title = f"Score above the same model from scratch, {share_label(most)}"
+    title = f"Score gained by pre-training{f' on {min(starts)}' * (len(starts) == 1)}, {share_label(most)}"
+    note = f"{interval_note(level, entries, 'mean differences')}; dashed: the same model from scratch"
     return estimates(
-        entries, domains_of(rows), "score above training from scratch", title, True, interval_note(level, entries)
+        entries,
+        domains_of(rows),
+        "score minus that from scratch",
+        title,
+        True,
+        note,
+        by_effect=len(starts) == 1,
+        step=24,
     )
 
 
@@ -161,14 +172,18 @@ def gain_matrix(gaps: Sequence[Row]) -> Chart:
             "task": label(row["task"]), "domain": label(domain_of(row["start"])), "change": row["value"],
             "value": row["value"], "text": cell_text(row),
         }
-        for row in sorted(largest_texts(gaps), key=lambda row: (row["kind"], -row["share"], mean_last(row)))
+        for row in sorted(largest_texts(gaps), key=lambda row: (-row["share"], row["kind"], mean_last(row)))
         if row["value"] is not None
     ]  # fmt: skip
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     x = alt.X("task:N", title=None, sort=tasks, axis=alt.Axis(labelAngle=0))
-    note = "in parentheses: undecided, the interval includes 0"
+    y = alt.Y("domain:N", title="pre-training text")
+    note = (
+        "each number: the score after pre-training minus that of the same model from scratch, mean over seeds; in "
+        "parentheses: undecided, the interval of the difference includes 0"
+    )
     return change_matrix(
-        pd.DataFrame(cells), x, alt.Y("domain:N", title=None), "gain", "Score gained by pre-training", subtitle=note
+        pd.DataFrame(cells), x, y, "difference in score", "Score gained by pre-training", subtitle=note, columns=kinds
     )
 
 
@@ -183,7 +198,8 @@ def largest_texts(rows: Sequence[Row]) -> list[Row]:
 
 def cell_text(row: Row) -> str:
     """The gain of a cell, in parentheses where its interval does not exclude zero."""
-    text = f"{row['value']:+.3f}"
+    text = f"{row['value']:+.3f}".replace("-", "\N{MINUS SIGN}")
+    text = "0.000" if text[1:] == "0.000" else text
     return text if row["lo"] is not None and (row["lo"] > 0 or row["hi"] < 0) else f"({text})"
 
 
@@ -206,7 +222,7 @@ def effective_data(factors: Sequence[Row], rows: Rows, level: float) -> Chart:
         ticks = [10.0**power for power in range(-3, 4)]
         axis = alt.Axis(values=ticks, format="~g")
         y, low = (
-            alt.Y(f"{name}:Q", title="times as many labels better →", scale=scale, axis=axis)
+            alt.Y(f"{name}:Q", title=pointed("times as many labels", "higher"), scale=scale, axis=axis)
             for name in ("value", "lo")
         )
         base = alt.Chart(part).encode(x=x, color=color(domains, domains[1:], legend))

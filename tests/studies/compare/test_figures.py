@@ -27,6 +27,8 @@ def test_tuning_draws_every_finite_run_and_the_others_only_the_best_rate():
     assert drawn(figures.tuning(ARMS, "loss"), "value") == {2.3, 2.4, 2.5, 2.6, 3.0, 3.1, 4.0}
     chart = figures.side_by_side(ARMS, "loss")
     assert drawn(chart, "value") == {2.3, 2.4, 3.0, 3.1} and drawn(chart, "hollow") == {True, False}
+    untuned = {name: replace(arm, untuned_because="1 rate") for name, arm in ARMS.items()}
+    assert drawn(figures.side_by_side(untuned, "loss"), "hollow") == {False}, "a mark that all have tells nothing"
 
 
 def titles(chart):
@@ -41,7 +43,8 @@ def test_arms_whose_measures_do_not_compare_are_drawn_in_panels_with_own_scales(
     assert titles(chart) == ["next tokens", "masked tokens"] and "high_loss" in drawn(chart, "series")
     domains = [panel["layer"][0]["encoding"]["y"]["scale"]["domain"] for panel in chart.to_dict()["concat"]]
     assert domains[0][1] < 5 and domains[1][0] > 45
-    assert titles(figures.side_by_side(arms, "loss", panels)) == ["next tokens", "masked tokens"]
+    texts = [title["text"] for title in titles(figures.side_by_side(arms, "loss", panels))]
+    assert texts == ["next tokens", "masked tokens"]
 
 
 def test_titles_claim_a_best_rate_and_intervals_only_where_there_are_any():
@@ -58,10 +61,10 @@ def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():
         {"arm": "changed", "against": "plain", "equal": equal, "value": -0.5, "lo": lo, "hi": hi}
         for equal, lo, hi in (("training tokens", -0.6, -0.4), ("training time", None, None))
     ]
-    chart = figures.differences({"loss": [], "accuracy (docs)": gaps}, list(ARMS), 0.9833)
+    chart = figures.differences({"loss": [], "accuracy (docs)": gaps}, list(ARMS), 0.9833, joint=True)
     names = drawn(chart, "name")
     assert names == {"changed, equal training tokens", "changed, equal training time"}
-    assert "minus plain; 98.3% intervals" in str(chart.to_dict()["title"])
+    assert "98.33% intervals" in str(title := chart.to_dict()["title"]) and "from plain" in str(title)
     assert (
         "accuracy (docs)" in chart.to_json() and drawn(chart, "value") == {-0.5} and drawn(chart, "reference") == {0.0}
     )
@@ -84,18 +87,20 @@ def test_equal_differences_at_several_equal_quantities_are_one_line():
 @pytest.mark.slow
 def test_differences_over_tokens_are_drawn_where_there_are_any():
     rows = [
-        {"arm": "changed", "against": "plain", "tokens": tokens, "value": -0.1, "lo": -0.2, "hi": 0.0,
+        {"arm": "changed", "against": "plain", "tokens": tokens, "value": -0.1, "lo": -0.2, "hi": 0.0, "n": 3,
          **{f"{name} at equal time": clock for name in ("value", "lo", "hi")}}
         for tokens, clock in ((1e6, 0.3), (2e6, None))
     ]  # fmt: skip
-    chart = figures.over_tokens(rows, list(ARMS), "loss")
+    chart = figures.over_tokens(rows, list(ARMS), "loss", 0.9)
     assert drawn(chart, "value") == {-0.1, 0.3} and len(drawn(chart, "panel")) == 2
     color = chart.to_dict()["concat"][0]["layer"][1]["encoding"]["color"]["scale"]
     assert color["range"] == [KINDS[list(ARMS).index("changed")]], "the color of the arm in the other figures"
     order = ["plain", "first", "second", "third"]
     pairs = [("plain", "third"), ("plain", "first"), ("second", "plain"), ("second", "first")]
     several = [{**row, "arm": arm, "against": against} for row in rows for arm, against in pairs]
-    color = figures.over_tokens(several, order, "loss").to_dict()["concat"][0]["layer"][1]["encoding"]["color"]["scale"]
+    color = figures.over_tokens(several, order, "loss", 0.9).to_dict()["concat"][0]["layer"][1]["encoding"]["color"][
+        "scale"
+    ]
     expected = {"plain - third": 3, "plain - first": 1, "second - plain": 2, "second - first": 4}
     assert dict(zip(color["domain"], color["range"], strict=True)) == {
         name.replace("-", "\N{MINUS SIGN}"): KINDS[place] for name, place in expected.items()

@@ -234,6 +234,8 @@ def test_a_claim_has_its_own_measure_and_quantity_and_an_arm_without_runs_is_not
     assert estimates[2]["unit"] == "experts per layer" and estimates[2]["measure"] == "moe/dead"
     assert {row["unit"] for row in findings.tables["Differences"]} <= {"nats per token", None}
     assert "by_dead" in findings.figures and "tokens" in findings.figures
+    timed = [row for row in findings.tables["Differences"] if row["equal"] == "training time" and row["lo"] is not None]
+    assert ("time" in findings.figures) == (len(timed) > 1)
 
 
 LOSSES = {

@@ -11,6 +11,7 @@ pytest.importorskip("altair")
 from kleiber.studies.law_report import misfit_tables
 from kleiber.studies.laws import figures
 from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.prediction import fitted_values
 
 RECORD = json.loads((REPOSITORY / "multirun/golden/laws.json").read_text())
 
@@ -61,7 +62,7 @@ MISFIT = {
 
 def test_a_misfit_is_told_by_size_above_the_residuals_and_in_a_table():
     text = figures.misfit_text({"lack_of_fit": MISFIT})
-    assert "4e-06" in text and "+0.43% (35.6k)" in text and "-0.51% (938k)" in text
+    assert "p = 0.000004" in text and "+0.43% (35.6k)" in text and "\N{MINUS SIGN}0.51% (938k)" in text
     (rows,) = misfit_tables({"lack_of_fit": MISFIT}).values()
     assert [row["parameters"] for row in rows] == [35552.0, 938000.0]
     assert rows[1] | {"parameters": 0} == {
@@ -72,7 +73,12 @@ def test_a_misfit_is_told_by_size_above_the_residuals_and_in_a_table():
 
 
 def test_the_figure_of_the_residuals_tells_the_misfit_of_the_recorded_ladder():
-    cells = pd.DataFrame(RECORD["lack_of_fit"]["cells"])
-    rows = cells.assign(C=6 * cells["N"] * cells["D"], loss=1.5, run="a", stage="b", seed=0)
-    title = figures.residuals(rows, find("chinchilla"), RECORD).to_dict()["title"]
-    assert "-0.51% (938k)" in str(title)
+    law, cells = find("chinchilla"), pd.DataFrame(RECORD["lack_of_fit"]["cells"])
+    predicted = law.predict({name: cells[name].to_numpy() for name in "ND"}, fitted_values(RECORD))[0]
+    rows = cells.assign(C=0.0, loss=predicted * np.exp(cells["residual"]), run="a", stage="b", seed=0)
+    chart = figures.residuals(rows, law, RECORD).to_dict()
+    drawn = {row["percent"] for points in chart["datasets"].values() for row in points if "percent" in row}
+    assert sorted(drawn) == pytest.approx(sorted(100 * cells["residual"])), "the figure and the record tell one fit"
+    for row in (RECORD["lack_of_fit"]["slopes"][0], RECORD["lack_of_fit"]["slopes"][-1]):
+        of_size = cells[cells["N"] == row["N"]]
+        assert np.polyfit(np.log2(of_size["D"]), of_size["residual"], 1)[0] == pytest.approx(row["slope"], rel=1e-6)

@@ -1,11 +1,13 @@
 """The law of mixtures: form by cross-validation, verdicts, and tables that it refuses with row and column."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from kleiber.studies.laws.table_laws import Settings, compare, rank_correlation
-from kleiber_topics.mixtures.law import cross_validate, domains_of, judge, lines, mixture
+from kleiber_topics.mixtures.law import cross_validate, domains_of, judge, lines, mixture, predicted_losses
 from kleiber_topics.mixtures.prediction import predict_rows
 
 from .tables import mixtures
@@ -106,3 +108,24 @@ def test_mixtures_of_regmix_are_ranked_as_published(shared):
         assert 0.84 <= own["coverage"] <= 0.95
     assert ranks["ridge", 0] >= 0.98 and ranks["ridge", 1] >= 0.97
     assert ranks["linear", 1] == pytest.approx(0.893, abs=0.002)
+
+
+def test_predictions_of_a_panel_are_those_of_the_form_fitted_to_the_other_arm():
+    frame, _ = mixtures(rows=40, noise=0.0, form="exponential", losses=2)
+    weights = frame.filter(like="w_").to_numpy()
+    runs = [fake(f"r{at}", dict(zip("abcd", row.tolist(), strict=True))) for at, row in enumerate(weights)]
+    table = pd.DataFrame([
+        {"run": f"r{at}", "arm": "held_out" if at >= 30 else "fitted", "data": f"loss_{i}", "measure": "loss",
+         "metric": "loss", "value": row[f"loss_{i}"], "seed": 0}
+        for at, row in frame.iterrows() for i in range(2)
+    ])  # fmt: skip
+    shown = predicted_losses(table, runs).pivot_table(index="run", columns="measure", values="value", sort=False)
+    assert shown["mean_loss"].to_numpy() == pytest.approx(frame.filter(like="loss_").mean(axis=1).to_numpy())
+    assert shown["predicted"].to_numpy() == pytest.approx(shown["mean_loss"].to_numpy(), abs=1e-6)
+    few = predicted_losses(table[table["run"].isin([f"r{at}" for at in range(25, 40)])], runs)
+    assert "predicted" not in set(few["measure"]) and "mean_loss" in set(few["measure"])
+
+
+def fake(name, parts):
+    """A run of a mixture."""
+    return SimpleNamespace(name=name, config={"data": {"parts": parts}})

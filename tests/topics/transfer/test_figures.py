@@ -17,15 +17,16 @@ def test_every_figure_is_drawn(tmp_path):
     built = Transfer(level=level).analyze(paired_runs(tmp_path)).figures
     assert list(built) == ["gaps", "texts", "labels", "transferred"]
     drawn = {name: json.dumps(make().to_dict()) for name, make in built.items()}
-    assert all(f"{level:.0%} intervals over seeds" in drawn[name] for name in ("gaps", "transferred"))
+    assert all(f"bars: {level:.0%} intervals" in drawn[name] for name in ("gaps", "transferred"))
     assert "toy, masked" in drawn["texts"] and all("toy" in text for text in drawn.values())
     assert '"from scratch"' not in drawn["texts"], "its line is labelled beside the panel and not in the legend"
     assert '"at least"' in drawn["transferred"] and "documentation 1M" in drawn["gaps"]
 
 
 def test_an_undecided_gain_is_in_parentheses():
+    assert cell_text({"value": 1e-5, "lo": -0.1, "hi": 0.1}) == "(0.000)"
     assert cell_text({"value": 0.1, "lo": 0.05, "hi": 0.15}) == "+0.100"
-    assert cell_text({"value": -0.1, "lo": -0.15, "hi": -0.05}) == "-0.100"
+    assert cell_text({"value": -0.1, "lo": -0.15, "hi": -0.05}) == "\N{MINUS SIGN}0.100"
     assert cell_text({"value": 0.1, "lo": -0.05, "hi": 0.25}) == "(+0.100)"
     assert cell_text({"value": 0.1, "lo": None, "hi": None}) == "(+0.100)", "without an interval nothing is decided"
 

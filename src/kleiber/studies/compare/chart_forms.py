@@ -9,27 +9,43 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.intervals import ARROWS
 from kleiber.charts.series import MOST, Marks, arm_color, draw, small_multiples
-from kleiber.charts.theme import Rows, reference_line, span
+from kleiber.charts.theme import Rows, pointed, reference_line, span
 from kleiber.studies.compare.rows import label
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.types import Row
 
-BETTER = ARROWS["lower"]
-FORGETTING, TARGET = "forgetting F (nats per token)", "target loss (nats per token)"
+FORGETTING, TARGET = "forgetting F (nats per token)", "loss on the new text (nats per token)"
 
 
-def interval_note(level: float, rows: Sequence[Row] | Rows) -> str:
-    """Returns what a figure says of the intervals of its rows, columns lo and hi; "" where no row has one."""
-    ends = pd.DataFrame(rows)["lo"].astype(float)
-    return f"{percent(level)} intervals over seeds" if np.isfinite(ends).any() else ""
+def interval_note(
+    level: float, rows: Sequence[Row] | Rows, points: str = "means", joint: bool = False, pooled: bool = False
+) -> str:
+    """Returns what a figure says of its points and intervals; "" where no row has an interval.
+
+    rows    columns lo and hi; n, on how many seeds a point rests; level, of its interval if it is not `level`
+    points  what points are
+    joint   whether the intervals hold together at `level`
+    pooled  whether their widths rest on the noise of seeds in all rows together
+    """
+    table = pd.DataFrame(rows)
+    if not np.isfinite(table["lo"].astype(float)).any():
+        return ""
+    counts = sorted({int(n) for n in table["n"]}) if "n" in table else []
+    seeds = f" over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" if counts else ""
+    drawn = f"points: {points}{seeds}; " if counts else ""
+    levels = set(table["level"].dropna()) if "level" in table else set()
+    claims = bool(levels - {level})
+    bars = f"bars: {percent(level)} intervals"
+    bars += " that hold together" if joint or (claims and len(levels) == 1) else ""
+    bars += ", wider where claims are decided together" if claims and len(levels) > 1 else ""
+    return f"{drawn}{bars}{', the noise of all seeds pooled' * pooled}"
 
 
 def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt.TopLevelMixin:
     """F vs target loss: a point for each setting with the sd of its seeds, a line for the frontier of each arm.
 
-    Settings far from all frontiers are left out, and the subtitle says how many.
+    Settings far from all frontiers are left out, and the subtitle says how many of which arm.
 
     at  the target loss at which arms are compared, drawn as a dashed line
     """
@@ -41,22 +57,25 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
     if at is not None:
         least = float(best["target"].min())
         near &= points["target"] <= at + 6 * max(at - least, 0.01 * at)
-    sd = points["F_sd"].fillna(0)
-    shown = points.assign(series=points["method"].map(label), low=points["F"] - sd, high=points["F"] + sd)[near]
-    names, lines_at = [label(arm) for arm in order], [] if at is None else [at]
-    notes = ["a point for each setting; lines: settings that no other of the arm beats"]
-    notes += [f"dashed: the loss {loss:.3g} at which arms are compared" for loss in lines_at]
-    notes += [] if near.all() else [f"{int((~near).sum())} outside the axes"]
-    x = alt.X(
-        "target:Q",
-        title=f"target loss (nats) {BETTER}",
-        axis=alt.Axis(tickCount=6),
-        scale=span([*shown["target"], *lines_at]),
+    names, lines_at = [arm_label(arm) for arm in order], [] if at is None else [at]
+    sd, labels = points["F_sd"].fillna(0), points["method"].map(arm_label)
+    shown = points.assign(series=labels, low=points["F"] - sd, high=points["F"] + sd)[near]
+    shown = shown.sort_values("series", key=lambda series: -series.map(names.index))  # the reference is in front
+    notes = ["points: settings of a method; bars: standard deviation over seeds"]
+    notes += ["lines: settings that no other of the method beats on both axes"]
+    notes += [f"dashed: the loss {loss:.3g} at which methods are compared" for loss in lines_at]
+    notes += outside(labels, near)
+    x, y = (
+        kind(f"{name}:Q", title=pointed(title, "lower"), axis=alt.Axis(tickCount=6), scale=span(values))
+        for kind, name, title, values in (
+            (alt.X, "target", TARGET, [*shown["target"], *lines_at]),
+            (alt.Y, "F", FORGETTING, shown[["low", "high"]].to_numpy().ravel()),
+        )
     )
-    y = alt.Y("F:Q", title=f"forgetting F (nats) {BETTER}", scale=span(shown[["low", "high"]].to_numpy()))
     exact = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "target")]
     tips = ["series:N", "setting:N", alt.Tooltip("lr:Q", format=".2g"), "n:Q", *exact]
-    dots = Marks(rows=shown, value="F", ends=("low", "high"), bars=0.5, points=40, opacity=0.9, tips=tips)
+    shape = alt.Shape("series:N", title=None, sort=names, scale=alt.Scale(domain=names))
+    dots = Marks(rows=shown, value="F", ends=("low", "high"), bars=0.5, points=50, opacity=0.9, shape=shape, tips=tips)
     path = Marks(rows=shown[shown["best"]], value="F", line=1.3, order="target")
 
     def panel(arms: Sequence[str]) -> alt.LayerChart:
@@ -65,4 +84,16 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
         dashed = [reference_line(x, loss) for loss in lines_at]
         return draw(tables, x, y, arm_color(names, arms, len(names) <= MOST), dashed)
 
-    return small_multiples(panel, names, "Forgetting vs target loss", "; ".join(notes))
+    return small_multiples(panel, names, "Forgetting vs loss on the new text", "; ".join(notes))
+
+
+def arm_label(arm: str) -> str:
+    """Returns what a figure without the name of its study calls an arm: `LoRA, rank 4` for rank 4."""
+    return f"LoRA, {arm}" if arm.startswith("rank ") else label(arm)
+
+
+def outside(labels: Rows, near: Rows) -> list[str]:
+    """Returns how many settings of which arms a figure leaves out; empty where it has all."""
+    counts, all_of = labels[~near].value_counts(sort=False), labels.value_counts()
+    parts = [f"{'all ' * bool(count == all_of[name])}{count} of {name}" for name, count in counts.items()]
+    return [f"outside the axes: {', '.join(parts)}"] if parts else []

@@ -16,9 +16,21 @@ from kleiber.charts.matrix import change_matrix
 from kleiber.charts.scatter import point_names
 from kleiber.charts.scatter import scatter as points
 from kleiber.charts.series import Marks, arm_color, lines, seed_lines
-from kleiber.charts.theme import FEW, PALETTE, Chart, Rows, format_count, heading, log_axis, values_axis
+from kleiber.charts.theme import (
+    BLACK,
+    FEW,
+    PALETTE,
+    Chart,
+    Rows,
+    colors_of,
+    format_count,
+    heading,
+    log_axis,
+    pointed,
+    values_axis,
+)
 from kleiber.config.labels import data_label
-from kleiber.studies.compare.chart_forms import FORGETTING, TARGET
+from kleiber.studies.compare.chart_forms import FORGETTING, TARGET, interval_note
 from kleiber.studies.compare.differences import AS_RUN
 from kleiber.studies.compare.rows import label
 from kleiber.studies.laws.catalog import find
@@ -42,15 +54,19 @@ def losses_of(arms: Mapping[str, Arm]) -> list[Json]:
     ]
 
 
-def tuning(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | None = None) -> Chart:
+def tuning(
+    arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | None = None, better: str = "none"
+) -> Chart:
     """A measure vs learning rate: a line for the mean of each arm, a point for each seed.
 
     measure  label of the axis
     panels   the panel of each arm, of arms whose measures do not compare between panels
+    better   the side of the axis that is: lower, higher or none
     """
     rows = in_own_panels(pd.DataFrame(losses_of(arms)), panels)
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
-    return seed_lines(rows, x, measure, [*arms], f"{heading(measure)} vs learning rate", own_scales=True)
+    title, note = f"{heading(measure)} vs learning rate", "points: seeds; lines: means over seeds"
+    return seed_lines(rows, x, pointed(measure, better), [*arms], title, own_scales=True, subtitle=note)
 
 
 def in_own_panels(rows: Rows, panels: Mapping[str, str] | None) -> Rows:
@@ -69,20 +85,22 @@ def side_by_side(
     rows = in_own_panels(
         pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["series"]].best_lr]), panels
     )
-    rows = rows.assign(hollow=[bool(arms[name].untuned_because) for name in rows["series"]])
-    note = "a point for each seed"
-    note += "; hollow: the learning rate is not tuned" if any(arm.untuned_because for arm in arms.values()) else ""
-    several = any(len(arm.values_by_rate) > 1 for arm in arms.values())
-    title = f"{heading(measure)} by arm{', each at its best learning rate' * several}"
+    untuned = {name for name, arm in arms.items() if arm.untuned_because}
+    rows = rows.assign(hollow=[name in untuned and len(untuned) < len(arms) for name in rows["series"]])
+    several = len(set(rows["seed"])) > 1
+    note = "points: seeds" if several else "points: one run each"
+    note += "; hollow: the learning rate is not tuned" if rows["hollow"].to_numpy().any() else ""
+    tuned = any(len(arm.values_by_rate) > 1 for arm in arms.values())
+    title = f"{heading(measure)}{', each model at its best learning rate' * tuned}"
     return distribution(rows, [*arms], measure, title, note, better)
 
 
-def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: float) -> Chart:
+def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: float, joint: bool = False) -> Chart:
     """Differences between arms with their intervals at equal quantities, a panel for each measure.
 
-    gaps   rows with arm, against, equal, value, lo and hi, by the label of their measure
+    gaps   rows with arm, against, equal, value, lo, hi and n, by the label of their measure
     order  the arms
-    level  confidence level of each interval
+    level  confidence level of the intervals, of each or, where they are `joint`, of all together
 
     Equal differences at several equal quantities are one line.
     """
@@ -104,14 +122,14 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
         }
         for place, part in lines.items()
     ]  # fmt: skip
-    notes = [f"minus {plain}"] if plain else []
-    notes += [] if several or AS_RUN in ways.values() else [f"at equal {next(iter(ways.values()))}"]
-    notes += [f"{round(100 * level, 1):g}% intervals"] if any(gap["lo"] is not None for gap in drawn) else []
+    notes = [] if several or AS_RUN in ways.values() else [f"at equal {next(iter(ways.values()))}"]
+    notes += [interval_note(level, drawn, "mean differences", joint), "dashed: no difference"]
     measure = next(iter(gaps))
     title = f"Difference in {measure.partition(' (')[0]}" if len(gaps) == 1 else "Differences"
     return estimates(
         rows, order, f"difference in {measure}" if len(gaps) == 1 else f"difference{unit_of(gaps)}",
-        f"{title} between arms", zero=True, by_effect=True, subtitle="; ".join([*notes, "dashed: no difference"]),
+        f"{title} from {plain}" if plain else f"{title} between models", zero=True, by_effect=True, step=24,
+        subtitle="; ".join(filter(None, notes)),
     )  # fmt: skip
 
 
@@ -143,15 +161,17 @@ def pair_arm(row: Row, order: Sequence[str]) -> str:
     return row["against"] if row["arm"] == order[0] else row["arm"]
 
 
-def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Chart:
+def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str, level: float, better: str = "none") -> Chart:
     """Differences of pairs of arms vs training tokens, a panel at equal tokens and one at equal training time.
 
+    level   confidence level of each interval
+    better  the side of the axis that is: lower, higher or none
     order  the arms; a pair has the color of `pair_arm`, and a further pair of this arm has a color of its own
     """
     plain = common_arm(rows)
     shown = [
         {
-            "arm": pair_arm(row, order), "series": pair_name(row, plain), "tokens": row["tokens"],
+            "arm": pair_arm(row, order), "series": pair_name(row, plain), "tokens": row["tokens"], "n": row["n"],
             "panel": f"At {way}", **{name: row[f"{name}{suffix}"] for name in ("value", "lo", "hi")},
         }
         for suffix, way in WAYS.items()
@@ -159,15 +179,21 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Char
         if row[f"value{suffix}"] is not None
     ]  # fmt: skip
     frame = pd.DataFrame(shown).astype({"lo": float, "hi": float})
-    x = values_axis("tokens", "training tokens", frame["tokens"])
-    title = f"Difference in {measure.partition(' (')[0]} vs training tokens"
-    note = "; ".join(filter(None, [f"minus {plain}" if plain else "", "dashed: no difference"]))
-    pairs = {arm: list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
-    colors = [pairs.get(arm, [arm])[0] for arm in order]
-    colors += [series for arm in order for series in pairs.get(arm, [])[1:]]
+    first = f"training tokens of {'the first model' if not plain else 'the changed model'}"
+    x = values_axis("tokens", first, frame["tokens"])
+    title = f"Difference in {measure.partition(' (')[0]}{f' from {plain}' * bool(plain)} vs training tokens"
+    note = "; ".join(filter(None, [interval_note(level, frame, "mean differences"), "dashed: no difference"]))
+    pairs = {str(arm): list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
+    further = [series for arm in order for series in pairs.get(arm, [])[1:]]
+    colors = colors_of([*order, *further])
+    sides = {pair_name(row, plain): (row["arm"], row["against"]) for row in rows}
+    for arm, each in pairs.items():  # black is the color of references
+        hues = [colors[name] for name in (arm, *sides[each[0]]) if colors[name] != BLACK]
+        colors[each[0]] = hues[0] if hues else BLACK
     return seed_lines(
-        frame.drop(columns="arm"), x, f"difference{unit_of([measure])}", colors, title, zero=True, subtitle=note
-    )
+        frame.drop(columns="arm"), x, pointed(f"difference{unit_of([measure])}", better), colors, title, zero=True,
+        subtitle=note,
+    )  # fmt: skip
 
 
 def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tuple[str, str]) -> Chart:

@@ -231,7 +231,8 @@ METHODS = (
 
 def draw(metric: str, rows: Sequence[Json], names: Sequence[str], level: float) -> object:
     """Draws the differences of the claims with their intervals."""
-    return _figures().differences({metric: rows}, names, level)
+    without_count = [{name: value for name, value in row.items() if name != "n"} for row in rows]  # of items, not seeds
+    return _figures().differences({metric: without_count}, names, level)
 
 
 def _figures() -> ModuleType:

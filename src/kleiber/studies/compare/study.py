@@ -65,7 +65,7 @@ TABLES = (
     "Trends of differences", "Effective parameter multiplier", "Arms", "Speed and memory",
 )  # fmt: skip
 DIFFERENT = 1.25  # factor between the sizes of arms from which a figure over sizes is drawn
-FIGURES = ("differences", "arms", "tuning", "tokens", "sizes")
+FIGURES = ("differences", "time", "arms", "tuning", "tokens", "sizes")
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def decide_arms(
         "Speed and memory": cost_table(facts, pairs),
     }
     drawn = differences_drawn(results, pairs, replace(differences, level=each))
-    charts = figures(claims, arms, tables, measure, scores, drawn, each, labels)
+    charts = figures(claims, arms, tables, measure, scores, drawn, (level, each), labels)
     return Findings(
         answer=" ".join(
             [*(multiplier_sentence(row, scores[measure]) for row in multipliers), answer_text("", results, level)]
@@ -290,7 +290,7 @@ def with_panel(
         return arm is not None and row["lr"] == arm.best_lr and near(row["tokens"], arm.facts["tokens"])
 
     view = panel.view(runs, is_of_arm)
-    tables, charts = panel.shown(view)
+    tables, charts = panel.shown(view, findings.claims)
     return replace(
         findings,
         question=panel.question,
@@ -333,27 +333,32 @@ def figures(
     measure: str,
     scores: Measures,
     gaps: Mapping[str, Sequence[Row]],
-    level: float,
+    levels: tuple[float, float],
     names: Mapping[str, str],
 ) -> Figures:
     """The figures: differences, arms, tuning, and those over tokens, sizes and other measures that there are.
 
     scores  units and labels of the measures
-    gaps    differences with intervals of the confidence level `level`, by the label of their measure
+    gaps    differences by the label of their measure
+    levels  confidence level of all intervals of the gaps together, and of each
     names   what the figures call each arm
     """
-    label = axis_label(scores[measure])
+    label, better, (level, each) = axis_label(scores[measure]), scores[measure].better, levels
     arms = {names[name]: arm for name, arm in plain_first(arms, gaps).items()}
     gaps = {name: with_labels(rows, names) for name, rows in gaps.items()}
     charts: Figures = {}
     if any(math.isfinite(value) for arm in arms.values() for value in arm.best_values.values()):
-        charts["arms"] = lambda: _figures().side_by_side(arms, label, better=scores[measure].better)
+        charts["arms"] = lambda: _figures().side_by_side(arms, label, better=better)
     if any(len(arm.values_by_rate) > 1 for arm in arms.values()):
-        charts["tuning"] = lambda: _figures().tuning(arms, label)
+        charts["tuning"] = lambda: _figures().tuning(arms, label, better=better)
     if any(gaps.values()):
-        charts["differences"] = lambda: _figures().differences(gaps, [*arms], level)
+        charts["differences"] = lambda: _figures().differences(gaps, [*arms], level, each != level)
+    timed = with_labels([row for row in tables["Differences"] if row["equal"] == QUANTITIES["seconds"].label], names)
+    timed = [{**row, "better": better} for row in timed if row["lo"] is not None]
+    if len(timed) > 1:
+        charts["time"] = lambda: _figures().differences({label: timed}, [*arms], level)
     if trajectory := with_labels(tables["Differences by training tokens"], names):
-        charts["tokens"] = lambda: _figures().over_tokens(trajectory, [*arms], label)
+        charts["tokens"] = lambda: _figures().over_tokens(trajectory, [*arms], label, level, better)
     rows = with_labels([arm.row() for arm in arms.values()], names)
     across = {f"by_{claim.measure.rpartition('/')[2]}": claim.measure for claim in claims if claim.measure != measure}
     sizes = [float(arm.facts["params"]) for arm in arms.values() if arm.facts.get("params")]

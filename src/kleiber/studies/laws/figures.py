@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.intervals import ARROWS, estimates
+from kleiber.charts.intervals import estimates
 from kleiber.charts.scatter import scatter
 from kleiber.charts.series import Marks, end_names, lines
 from kleiber.charts.theme import (
@@ -20,6 +20,7 @@ from kleiber.charts.theme import (
     kind_color,
     log_axis,
     loss_axis,
+    pointed,
     size_color,
     tick_text,
 )
@@ -33,6 +34,7 @@ APPROACHES = {"1": "envelope of training curves", "2": "minima of IsoFLOP curves
 BEYOND = 4.0  # the frontier is drawn up to this multiple of the largest run's compute
 WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
 TIP = ["run:N", "stage:N", "seed:O", "size:N", alt.Tooltip("loss:Q", format=".4f")]
+COMPUTE = "training compute 6 N D (FLOPs)"
 LAW = {"color": "black", "line": 2.0, "band": 0.15}  # how the law itself is drawn
 
 
@@ -53,12 +55,11 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         Marks(rows=shown, value="loss", points=42, hollow="early", tips=[*TIP, count_tip("D")]),
         end_names(curves, "size", "D", "loss"),
     ]
-    x, note = (
-        log_axis("D", "training tokens D", np.array(rows["D"]), every=2, room=1.5),
-        "hollow points were not fitted",
-    )
+    x = log_axis("D", "training tokens D", np.array(rows["D"]), every=2, room=1.5)
+    note = "points: runs; lines: the fitted law; numbers at the lines: parameters N"
+    note += "; hollow points and dashed lines: too few tokens, not fitted" * bool(shown["early"].to_numpy().any())
     color, heading = size_color(list(dict.fromkeys(curves["size"]))), "Validation loss vs training tokens"
-    return lines(tables, x, loss_axis(), heading, color=color, subtitle=note if shown["early"].to_numpy().any() else "")
+    return lines(tables, x, loss_axis(losses=[*shown["loss"], *curves["loss"]]), heading, color=color, subtitle=note)
 
 
 def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
@@ -73,14 +74,23 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     tables = [
         Marks(rows=size_curves(shown, law, record), value="loss", line=1.0),
         Marks(rows=best, value="loss", dashed="beyond", **LAW),
-        Marks(rows=shown, value="loss", points=40, tips=[*TIP, count_tip("C", "6 N D")]),
+        Marks(rows=shown, value="loss", points=46, shape=size_shape(shown), tips=[*TIP, count_tip("C", "6 N D")]),
     ]
-    x, color = (
-        log_axis("C", "training compute 6 N D (FLOPs)", budgets),
-        size_color(list(dict.fromkeys(shown["size"])), alt.Legend()),
+    x = log_axis("C", COMPUTE, budgets)
+    color = size_color(list(dict.fromkeys(shown["size"])), alt.Legend())
+    subtitle = (
+        "points: runs; thin lines: the fitted law at each size; black: the lowest loss of the law at this compute, "
+        f"over all sizes, with its {percent(record['level'])} interval; dashed: beyond the largest run"
     )
-    subtitle = f"black: the law's lowest loss over sizes, {percent(record['level'])} interval; dashed: extrapolated"
-    return lines(tables, x, loss_axis(), "Validation loss vs training compute", color=color, subtitle=subtitle)
+    losses = [*shown["loss"], *(best["lo"] if "lo" in best else best["loss"])]
+    axis = loss_axis(losses=losses)
+    return lines(tables, x, axis, "Validation loss vs training compute", color=color, subtitle=subtitle)
+
+
+def size_shape(rows: pd.DataFrame) -> alt.Shape:
+    """Returns shapes of model sizes, in the legend of their colors."""
+    sizes = list(dict.fromkeys(rows["size"]))
+    return alt.Shape("size:N", title="parameters N", sort=sizes, scale=alt.Scale(domain=sizes))
 
 
 def size_curves(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
@@ -95,20 +105,25 @@ def size_curves(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
 
 
 def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
-    """Residuals of single runs in percent of the loss vs compute; a pattern means that the law does not fit."""
-    shown = with_sizes(rows, record)
+    """Residuals of runs in percent of the loss vs compute 6 N D; a pattern means that the law does not fit.
+
+    They are those of the law as it was fitted, as are the slopes in the subtitle.
+    """
+    shown = with_sizes(rows.assign(C=6 * rows["N"] * rows["D"]), record)
     sizes, shown = list(dict.fromkeys(shown["size"])), pd.DataFrame(shown[~shown["early"]])
     predicted = curve(law, record, N=np.array(shown["N"]), D=np.array(shown["D"]))
     shown = shown.assign(percent=100 * np.log(np.array(shown["loss"]) / predicted))
     tips = [*TIP, alt.Tooltip("percent:Q", format="+.2f")]
-    table = Marks(rows=shown, value="percent", line=0.8, style={"opacity": 0.5}, detail="run", points=46, tips=tips)
-    x, y = (
-        log_axis("C", "training compute C (FLOPs)", shown["C"]),
-        alt.Y("percent:Q", title="observed minus predicted loss (%)"),
-    )
+    tables = [
+        Marks(
+            rows=shown.groupby(["size", "C"], as_index=False, sort=False)["percent"].mean(), value="percent", line=2.2
+        ),
+        Marks(rows=shown, value="percent", points=40, opacity=0.7, shape=size_shape(shown), tips=tips),
+    ]
+    x, y = log_axis("C", COMPUTE, shown["C"]), alt.Y("percent:Q", title="observed minus predicted loss (%)")
+    subtitle = f"points: runs; lines: means of each size; dashed: the fitted law; {misfit_text(record)}"
     color = size_color(sizes, alt.Legend())
-    subtitle = misfit_text(record) or "lines join the checkpoints of one run, which share its noise"
-    return lines([table], x, y, "Residuals vs training compute", color=color, reference=0.0, subtitle=subtitle)
+    return lines(tables, x, y, "Misfit of the law vs training compute", color=color, reference=0.0, subtitle=subtitle)
 
 
 def misfit_text(record: Row) -> str:
@@ -116,10 +131,13 @@ def misfit_text(record: Row) -> str:
     misfit = record.get("lack_of_fit")
     if not misfit or not misfit["found"] or not misfit["slopes"]:
         return ""
-    ends = [f"{row['slope']:+.2%} ({format_count(row['N'])})" for row in (misfit["slopes"][0], misfit["slopes"][-1])]
-    p_value = min(stratum["p_value"] for stratum in misfit["strata"])
-    slopes = f"residuals change by {ends[0]} and {ends[1]} per doubling of tokens"
-    return f"the law misses more than noise explains (p = {p_value:.1g}); {slopes}"
+    sizes = [misfit["slopes"][at] for at in (0, -1)]
+    ends = [f"{row['slope']:+.2%} ({format_count(row['N'])})".replace("-", "\N{MINUS SIGN}") for row in sizes]
+    p_value = np.format_float_positional(
+        min(stratum["p_value"] for stratum in misfit["strata"]), precision=1, fractional=False, trim="-"
+    )
+    slopes = f"with every doubling of tokens it changes by {ends[0]} and {ends[1]}"
+    return f"the misfit is larger than the noise of seeds explains, p = {p_value}; {slopes}"
 
 
 def exponents(record: Row) -> Chart:
@@ -206,7 +224,7 @@ def backtests(record: Row) -> Chart:
     )
     table = Marks(rows=rows, value="error", line=1.6, style={"opacity": 0.4}, points=80, shape=shape, tips=tips)
     x = alt.X("cut:N", title=axis, sort=None, axis=alt.Axis(labelAngle=0))
-    y = alt.Y("error:Q", title=f"mean absolute error (%) {ARROWS['lower']}", scale=alt.Scale(zero=True))
+    y = alt.Y("error:Q", title=pointed("mean absolute error (%)", "lower"), scale=alt.Scale(zero=True))
     subtitle, color = "fitted to the runs below each cut, tested on those above", kind_color(who, "who", alt.Legend())
     return lines([table], x, y, "Errors of predictions for larger runs", color=color, height=220, subtitle=subtitle)
 

@@ -151,15 +151,18 @@ def _of_replicates(single: Fit) -> LackOfFit:
 
 
 def _of_trunks(model: NoiseModel) -> LackOfFit | None:
-    """Tests the means and the slopes of trunks in the residuals of a least-squares fit."""
-    least = least_squares_fit(model.fit)
+    """Tests the means and the slopes of trunks in the residuals of a least-squares fit.
+
+    The residuals of cells and the slopes of sizes are those of the law as it was fitted, which predictions use.
+    """
+    least, law = least_squares_fit(model.fit), _on_runs(model.fit, model)
     single, size = _on_runs(least, model), cells_without(model.runs.inputs, "D")
     _, first, trunk = np.unique(model.runs.trunk, return_index=True, return_inverse=True)
     residuals, weight = _residuals(single)
     doublings = np.log2(model.runs.inputs["D"])
     centred = doublings - _means(doublings, weight, trunk)[trunk]
     spread = np.bincount(trunk, weight * centred**2).astype(np.float64)
-    slopes = np.bincount(trunk, weight * centred * residuals) / np.where(spread > 0, spread, 1.0)
+    slopes = _slopes(residuals, weight, centred, trunk)
     means = _one_way(_means(residuals, weight, trunk), np.ones(len(spread)), size[first])
     sloped = spread > 0
     overall = float(np.average(slopes, weights=spread)) if sloped.any() else 0.0
@@ -172,11 +175,17 @@ def _of_trunks(model: NoiseModel) -> LackOfFit | None:
     if not tests:
         return None
     strata = tuple(table.stratum(name, df) for name, table, df, _ in tests)
-    by_size = _slopes_by_size(single, slopes, spread, first, size[first])
-    test = LackOfFit(float(np.sqrt(means.noise)), 0.0, _unit(single), strata, _cells(single), by_size)
+    by_size = _slopes_by_size(law, _slopes(*_residuals(law), centred, trunk), spread, first, size[first])
+    test = LackOfFit(float(np.sqrt(means.noise)), 0.0, _unit(law), strata, _cells(law), by_size)
     failed = {stratum.name for stratum in test.failed}
     variance = sum(table.misfit(df) * leverage for name, table, df, leverage in tests if name in failed)
     return replace(test, misfit=float(np.sqrt(variance)))
+
+
+def _slopes(residuals: Array, weight: Array, centred: Array, trunk: NDArray[np.intp]) -> Array:
+    """Returns the slope of the residuals of each trunk over centered doublings of its tokens; 0 without branches."""
+    spread = np.bincount(trunk, weight * centred**2)
+    return np.bincount(trunk, weight * centred * residuals) / np.where(spread > 0, spread, 1.0)
 
 
 def _one_way(values: Array, weight: Array, size: NDArray[np.intp]) -> OneWay:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.series import Marks, lines
-from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, size_color
+from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, pointed, round_count, size_color
 from kleiber.studies.laws.hyperparameters import POWERS, HyperparameterLaw
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.optima import INSIDE
@@ -20,6 +20,7 @@ from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Row
 
 LABELS = {"lr": "learning rate", "batch": "batch (tokens)", "decay": "weight decay"}
+TOKENS = "training tokens D"
 INPUTS = {"N": "parameters N", "D": "training tokens D", "M": "tokens per parameter D/N"}
 BEYOND = 4.0  # the law is drawn up to this factor outside the fitted groups
 SHOWN = 0.05  # relative excess loss up to which runs are drawn
@@ -38,49 +39,68 @@ def figures(record: Row, form: HyperparameterLaw, rows: Table | None) -> dict[st
 
 
 def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Chart:
-    """Excess loss vs one hyperparameter, with the others as in the best run: a panel for each size, a line for each
-    number of tokens."""
+    """Excess loss vs one hyperparameter, each of its values with the best values of the others: a panel for each size,
+    a line for each number of tokens."""
     groups, others = sorted(record["optima"], key=lambda row: row["N"]), [other for other in form.axes if other != axis]
     swept = pd.concat([_sweep(row, rows, axis, others) for row in groups], ignore_index=True)
-    close = swept["excess"].to_numpy() <= 100 * SHOWN
-    left_out = int(swept["runs"].to_numpy()[~close].sum())
     best = pd.DataFrame([{**_names(row), "value": row[axis], "excess": 0.0} for row in groups if row[axis] is not None])
-    tokens = list(dict.fromkeys(format_count(number) for number in sorted({row["D"] for row in groups})))
-    widths = alt.Scale(domain=tokens, range=np.linspace(2.4, 1.2, len(tokens)).tolist())  # lines may coincide
+    tokens = list(dict.fromkeys(round_count(number) for number in sorted({row["D"] for row in groups})))
+    shape = alt.Shape("tokens:N", title=TOKENS, sort=tokens, scale=alt.Scale(domain=tokens))
     tips = ["size:N", "tokens:N", alt.Tooltip("value:Q", format=".3g"), alt.Tooltip("excess:Q", format=".2f")]
-    width = alt.StrokeWidth("tokens:N", scale=widths, legend=None)
-    tables = [Marks(rows=swept[close], value="excess", line=1.8, width=width, detail="group", points=32, tips=tips)]
+    top, clip = 100 * SHOWN, {"clip": True}
+    tables = [
+        Marks(rows=swept, value="excess", line=1.8, detail="group", points=44, shape=shape, point_style=clip, tips=tips)
+    ]
     if len(best):
         vertex = {"shape": "triangle-up", "yOffset": -4}
         tables.append(Marks(rows=best, value="excess", points=80, point_style=vertex, tips=tips[:3]))
-    held = f"; {' and '.join(LABELS[other].partition(' (')[0] for other in others)} of the best run" if others else ""
-    subtitle = f"a line for each number of tokens{held}" + "; triangles: fitted optima" * bool(len(best))
-    subtitle += f"; {left_out} runs above {100 * SHOWN:g}% not shown" * bool(left_out)
-    x, scale = log_axis("value", LABELS[axis], swept["value"][close]), alt.Scale(domain=[0, 100 * SHOWN])
-    y, heading = alt.Y("excess:Q", title="loss above the best run (%)", scale=scale), LABELS[axis].partition(" (")[0]
-    color = size_color(tokens, alt.Legend(), "training tokens D", "tokens")
-    return lines(tables, x, y, f"Excess loss vs {heading}", color=color, panel="size", subtitle=subtitle)
+    name, held = _bare(axis), " and ".join(map(_bare, others))
+    notes = [f"each {name} at its best {held}" if others else "", "triangles: fitted optima" * bool(len(best))]
+    notes += _edge_notes(swept, name) + [f"lines that leave the panel go on above {top:g}%"] * _leaves(swept, top)
+    x = log_axis("value", LABELS[axis], swept["value"])
+    y = alt.Y("excess:Q", title=pointed("loss above the best run (%)", "lower"), scale=alt.Scale(domain=[0, top]))
+    return lines(
+        tables, x, y, f"Loss above the best run vs {name}", color=size_color(tokens, alt.Legend(), TOKENS, "tokens"),
+        panel="size", subtitle="; ".join(filter(None, notes)),
+    )  # fmt: skip
 
 
 def _sweep(row: Row, rows: Table, axis: str, others: Sequence[str]) -> pd.DataFrame:
-    """The excess loss in percent at each value of a hyperparameter in a group, and the number of its runs."""
+    """The excess loss in percent at each value of a hyperparameter in a group, at the best values of the others."""
     N, D = rows.columns["N"], rows.columns["D"]
     near = (np.abs(N / row["N"] - 1) < 0.05) & (np.abs(D / row["D"] - 1) < 0.05)
-    for other in others:
-        near &= np.isclose(rows.columns[other], row[f"{other}_best_run"], rtol=1e-6)
-    values, member = np.unique(rows.columns[axis][near], return_inverse=True)
-    runs = np.bincount(member)
-    excess = 100 * (np.bincount(member, rows.target[near]) / runs / row["loss"] - 1)
-    return pd.DataFrame({"value": values, "excess": excess, "runs": runs}).assign(**_names(row))
+    runs = pd.DataFrame({name: rows.columns[name][near] for name in (axis, *others)}).assign(loss=rows.target[near])
+    means = runs.groupby([axis, *others], as_index=False).agg(loss=("loss", "mean"))
+    least = means.groupby(axis, as_index=False).agg(loss=("loss", "min"))
+    excess = 100 * (least["loss"].to_numpy() / row["loss"] - 1)
+    return pd.DataFrame({"value": least[axis].to_numpy(), "excess": excess}).assign(**_names(row))
+
+
+def _edge_notes(swept: pd.DataFrame, name: str) -> list[str]:
+    """Says that the best value of every group is the smallest or the largest that was tried, where that is so."""
+    best = swept.loc[swept.groupby("group")["excess"].idxmin(), "value"]
+    ends = {"smallest": swept["value"].min(), "largest": swept["value"].max()}
+    return [f"the {side} {name} tried is the best, so the optimum may lie beyond" for side, end in ends.items()
+            if (best == end).all()]  # fmt: skip
+
+
+def _leaves(swept: pd.DataFrame, top: float) -> bool:
+    """Whether a line goes above the panel."""
+    return bool((swept["excess"] > top).any())
+
+
+def _bare(axis: str) -> str:
+    """The label of a hyperparameter without its unit."""
+    return LABELS[axis].partition(" (")[0]
 
 
 def _names(row: Row) -> dict[str, str]:
     """What a figure calls the size and the number of tokens of a group, and a name of both."""
-    return {"size": _size(row["N"]), "tokens": format_count(row["D"]), "group": f"{row['N']:g} {row['D']:g}"}
+    return {"size": _size(row["N"]), "tokens": round_count(row["D"]), "group": f"{row['N']:g} {row['D']:g}"}
 
 
 def _size(number: float) -> str:
-    return f"N = {format_count(number)}"
+    return f"{format_count(number)} parameters"
 
 
 def optima(record: Row, form: HyperparameterLaw, axis: str, along: str) -> Chart:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.series import Marks, lines
-from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, loss_axis, size_color, span, tick_text
+from kleiber.charts.theme import SUPERSCRIPT, Chart, count_tip, format_count, log_axis, loss_axis, size_color, span
 from kleiber.inference.parabola import fit_parabola
 from kleiber.studies.laws.allocation import budget_groups
 from kleiber.studies.laws.figures import TIP, curve, with_sizes
@@ -30,6 +30,12 @@ def equation(record: Row) -> str:
     return re.sub(r" ([A-Z])\^-(?=[\d.])", r"/\1^", text)
 
 
+def power_text(budget: float) -> str:
+    """Returns a budget with two digits, such as 2.0·10¹²."""
+    lead, _, power = f"{budget:.1e}".partition("e")
+    return f"{lead}·10{str(int(power)).translate(SUPERSCRIPT)}"
+
+
 def has_budgets(rows: pd.DataFrame) -> bool:
     """Whether rows are groups of equal compute with at least four sizes each, as a design of IsoFLOP profiles has."""
     return bool(groups_of(rows))
@@ -45,7 +51,7 @@ def isoflop(rows: pd.DataFrame) -> Chart:
     """Returns IsoFLOP profiles: loss vs parameters at each compute budget, with the parabola and its minimum."""
     points, curves, minima = [], [], []
     for budget, sizes, losses in groups_of(rows):
-        label, x = tick_text(float(f"{budget:.2g}")), np.log(sizes)
+        label, x = power_text(budget), np.log(sizes)
         points += [{"budget": label, "N": size, "loss": loss} for size, loss in zip(sizes, losses, strict=True)]
         near = np.abs(x - x[np.argmin(losses)]) <= np.log(NEAR)
         if (fit := fit_parabola(x[near], losses[near])) is None:
@@ -66,8 +72,12 @@ def isoflop(rows: pd.DataFrame) -> Chart:
         tables.append(Marks(rows=pd.DataFrame(minima), value="loss", points=150, shape=alt.value("diamond"), tips=tips))
     x_axis = log_axis("N", "parameters N", shown["N"])
     color = size_color(budgets, alt.Legend(), "compute C (FLOPs)", "budget")
-    subtitle = "each parabola is fitted at one compute budget; its minimum (diamond) is the compute-optimal size"
-    return lines(tables, x_axis, loss_axis(), "IsoFLOP profiles", color=color, height=360, subtitle=subtitle)
+    subtitle = (
+        "points: runs of about equal training compute; lines: a parabola for each compute; diamonds: its minimum, the "
+        "compute-optimal size"
+    )
+    axis = loss_axis(losses=shown["loss"])
+    return lines(tables, x_axis, axis, "IsoFLOP profiles", color=color, height=360, subtitle=subtitle)
 
 
 def contours(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
