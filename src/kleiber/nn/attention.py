@@ -18,9 +18,11 @@ from kleiber.nn.mup import Site, heads
 from kleiber.nn.positions import Alibi, Positions, last_positions, rope
 from kleiber.types import Context, Json, Positive, Width
 from kleiber.types.batch import Role
-from kleiber.types.model import Attention, LayerCache
+from kleiber.types.model import Attention, LayerCache, Mask
 
 CHUNK = 64  # queries that a CPU computes at once where no gradient is needed
+LONG = 1024  # tokens of a row from which a window is computed in chunks of queries
+SPARSE = 512  # tokens of a row from which a GPU skips masked blocks (`nn.flex`)
 
 
 class FullAttention(Attention):
@@ -74,7 +76,7 @@ class FullAttention(Attention):
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
-        mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
+        mask: Mask | None = None,
         cache: LayerCache | None = None,
         first_values: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
@@ -95,11 +97,15 @@ class FullAttention(Attention):
         q, k, v = self.project(x, past, first_values)
         return (q, k, v) if cache is None else (q, *cache.extend(k, v))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, is_causal: bool = False) -> Tensor:
         """Attention of queries that are the last positions of the keys."""
         if self.alibi is not None or self.soft_cap is not None:
             return self._attend_with_bias(q, k, v, mask, is_causal)
         shared = self.num_kv_heads != self.num_heads
+        if mask is not None and not isinstance(mask, Tensor):
+            from kleiber.nn.flex import attend
+
+            return attend(q, k, v, mask, self.scale, shared)
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=self.scale, enable_gqa=shared)
 
     def _attend_with_bias(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -189,7 +195,7 @@ class FullAttention(Attention):
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
         prompt: Bool[Tensor, "batch time"] | None = None,
-    ) -> Bool[Tensor, "#batch 1 time keys"] | None:
+    ) -> Mask | None:
         """See `Attention`. None where the kernel's causal flag suffices or nothing is masked.
 
         A single query after a cache reads every key, so it needs no mask either. Raises ValueError for segments, and
@@ -207,6 +213,10 @@ class FullAttention(Attention):
             return None if banded is None else banded[None, None]
         if past > 0 and segments is not None:
             raise ValueError("a cache holds one document per row: call the model without `segments`")
+        if self._skips_blocks(time, past, device):
+            from kleiber.nn.flex import block_mask
+
+            return block_mask(self.causal, time, device, real, segments, prompt)
         allowed = banded if banded is not None else _causal(time, past, device) if self.causal else None
         allowed = torch.ones(time, past + time, dtype=torch.bool, device=device) if allowed is None else allowed
         allowed = allowed[None]
@@ -218,6 +228,11 @@ class FullAttention(Attention):
             allowed = allowed & real[:, None, :]
         # A padded query reads itself: softmax over no keys is NaN, and the gradients would be NaN too.
         return (allowed | (_distance(time, past, device) == 0))[:, None]
+
+    def _skips_blocks(self, time: int, past: int, device: torch.device) -> bool:
+        """Whether a kernel that skips masked blocks computes rows: where a GPU trains, without a bias on the logits."""
+        plain = type(self) is FullAttention and self.alibi is None and self.soft_cap is None and self.head_dim >= 16
+        return plain and device.type == "cuda" and torch.is_grad_enabled() and past == 0 and time >= SPARSE
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
         """True where a query may read a key, (time, keys), for attention that reads less than all (causal) positions.
@@ -269,6 +284,57 @@ class WindowAttention(FullAttention):
     ) -> None:
         super().__init__(site, num_heads, num_kv_heads, qk_norm, rope_theta, positions, soft_cap, value_residual)
         self.window = self.mask_key = window
+        self.chunk = max(window, CHUNK)
+
+    def mask(
+        self,
+        time: int,
+        past: int,
+        device: torch.device,
+        real: Bool[Tensor, "batch keys"] | None = None,
+        segments: Int[Tensor, "batch time"] | None = None,
+        prompt: Bool[Tensor, "batch time"] | None = None,
+    ) -> Mask | None:
+        """See `FullAttention`. Of long rows in training the mask of each chunk: (#batch, chunks, queries, keys).
+
+        The keys of a chunk are those of the chunk before it and its own.
+        """
+        if not self._in_chunks(time, past):
+            return super().mask(time, past, device, real, segments, prompt)
+        positions = torch.arange(-(-time // self.chunk) * self.chunk, device=device)[None]
+        at, keys = positions.unflatten(1, (-1, self.chunk)), self._with_previous(positions)
+        distance = at[..., None] - keys[..., None, :]
+        distance[:, :1, :, : self.chunk] = -1  # the first chunk has none before it
+        allowed = (distance >= 0) & (distance < self.window)
+        if segments is not None:
+            segments = F.pad(segments, (0, positions.shape[1] - time), value=-1)
+            of_query = segments.unflatten(1, (-1, self.chunk))
+            allowed = allowed & (of_query[..., None] == self._with_previous(segments)[..., None, :])
+        if real is not None:
+            real = F.pad(real, (0, positions.shape[1] - time))
+            allowed = allowed & self._with_previous(real)[..., None, :]
+        return allowed | (distance == 0)
+
+    def _in_chunks(self, time: int, past: int) -> bool:
+        """Whether rows are computed in chunks, which takes less time and memory than a mask of all pairs."""
+        return self.causal and past == 0 and time >= max(LONG, 4 * self.chunk) and torch.is_grad_enabled()
+
+    def _with_previous(self, x: Tensor) -> Tensor:
+        """Positions (batch, time, ...) in chunks, each after the one before it: (batch, chunks, 2 chunk, ...)."""
+        chunks = x.unflatten(1, (-1, self.chunk))
+        return torch.cat([torch.cat([torch.zeros_like(chunks[:, :1]), chunks[:, :-1]], 1), chunks], 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, is_causal: bool = False) -> Tensor:
+        """See `FullAttention`; of the chunks of a row as of rows of their own, where the mask is one of chunks."""
+        if mask is None or mask.shape[2] == q.shape[2]:
+            return super()._attend(q, k, v, mask, is_causal)
+        batch, time, count = len(q), q.shape[2], mask.shape[1]
+        q, k, v = (F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, count * self.chunk - time)) for x in (q, k, v))
+        q = q.reshape(batch * count, self.chunk, *q.shape[2:])
+        k, v = (self._with_previous(x).flatten(0, 1) for x in (k, v))
+        mask = mask.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
+        y = super()._attend(*(x.transpose(1, 2) for x in (q, k, v)), mask)
+        return y.transpose(1, 2).reshape(batch, count * self.chunk, *y.shape[1::2]).transpose(1, 2)[:, :, :time]
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
         if past + time <= self.window:
@@ -282,8 +348,11 @@ class WindowAttention(FullAttention):
         return (pairs if self.causal else 2 * pairs - time) / time
 
     def executed_flops(self, time: int) -> float:
-        """All pairs where rows are longer than the window, since the kernel then computes with a dense mask."""
-        return super().executed_flops(time) if time <= self.window else self.flops(time) * time / self.pairs(time)
+        """All pairs where rows are longer than the window, or those of two chunks where they are long."""
+        if time <= self.window:
+            return super().executed_flops(time)
+        keys = 2 * self.chunk if self.causal and time >= max(LONG, 4 * self.chunk) else time
+        return self.flops(time) * keys / self.pairs(time)
 
     def settings(self) -> Json:
         return super().settings() | {"model.attention.window": self.window}

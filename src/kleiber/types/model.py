@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -142,6 +142,9 @@ class LayerCache(Protocol):
     def advance(self, state: Sequence[Tensor], time: int) -> None: ...
 
 
+Mask = Any  # Bool[Tensor, "#batch 1 time keys"], or what a layer makes of long rows: see `Attention.mask`
+
+
 class Attention(Layer):
     """The part of a block that mixes positions.
 
@@ -172,7 +175,7 @@ class Attention(Layer):
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
-        mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
+        mask: Mask | None = None,
         cache: LayerCache | None = None,
         first_values: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
@@ -197,8 +200,10 @@ class Attention(Layer):
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
         prompt: Bool[Tensor, "batch time"] | None = None,
-    ) -> Bool[Tensor, "#batch 1 time keys"] | None:
+    ) -> Mask | None:
         """The keys that each of `time` queries after `past` cached positions may attend to; None for no mask.
+
+        Without gradients it is (#batch, 1, time, keys); in training a layer may have another form of it for `forward`.
 
         real      False for keys that are padding; of all keys, those of the cache included
         segments  documents of packed rows; not used with a cache
