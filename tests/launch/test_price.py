@@ -9,7 +9,6 @@ from processes import PATIENCE
 from small_run import REPOSITORY
 from topic_choices import skip_without_topics
 
-from kleiber.config.model_size import gpu_ids
 from kleiber.launch import run_cost
 from kleiber.launch.main import main
 from kleiber.launch.price import LISTED_GROUPS, cell_lines
@@ -64,7 +63,6 @@ def test_estimated_counts_of_a_run_equal_its_summary(planned, launch, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(gpu_ids()), reason="a plan of GPUs that this machine does not have")
 def test_the_memory_of_gpus_is_planned_on_a_machine_without_one(planned):
     plan, printed = planned("trainer=ddp", "trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.devices=2")
     memory = plan["memory_plan"]
