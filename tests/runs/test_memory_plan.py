@@ -26,7 +26,7 @@ def plan(*overrides: str, device: str = "cpu") -> MemoryPlan:
     hardware = build(DictConfig(config)["trainer"])
     stage = plan_stages(config, hardware)[0]
     planned = plan_memory(stage.config, stage.plan, hardware, device)
-    assert planned is not None
+    assert isinstance(planned, MemoryPlan), planned
     return planned
 
 
@@ -65,7 +65,7 @@ def test_a_sharding_trainer_gathers_matrices_of_blocks_in_bf16_in_place_of_copie
     sizes = ("trainer=fsdp", "trainer.devices=4", "model.depth=6", "batch.micro=4")
     full, half = plan(*sizes), plan(*sizes, "trainer.precision=bf16")
     weights = plan("model.depth=6").parts["weights"]
-    assert half.parts["copies"] < 0.05 * weights, "of weights that are not gathered in bf16"
+    assert half.parts["copies"] < 0.15 * weights, "of tables of rotations and of gains"
     assert half.parts["gathered"] < 0.8 * full.parts["gathered"]
     assert plan("model.depth=6", "trainer.precision=bf16").parts["copies"] > 0.4 * weights, "2 bytes a parameter"
 

@@ -27,7 +27,6 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kleiber.config.stages import is_wrapped
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
 from kleiber.models.counting import without_weights
@@ -92,15 +91,28 @@ def micro_rows(cfg: DictConfig, plan: Plan, devices: int) -> int:
     return min(max(1, plan.rows // devices), setting)
 
 
-def plan_memory(cfg: DictConfig, plan: Plan, hardware: Local, device: str) -> MemoryPlan | None:
-    """Plans the memory of a rank in a stage; None for what fake tensors cannot run, such as model=hf.
+def unplanned_reason(cfg: DictConfig, plan: Plan, hardware: Local) -> str | None:
+    """Returns why the memory of a stage cannot be planned; None where it can be."""
+    if any(isinstance(module, nn.LSTM) for module in plan.model.modules()):
+        return "the kernel of the LSTM keeps more for the backward pass than its results"
+    if plan.privacy is not None:
+        return "privacy has a pass and a gradient for each sample"
+    if plan.objective.answers:
+        return "the model writes answers, whose lengths only values decide"
+    if hardware.dtype != torch.float32:
+        return f"trainer.precision={hardware.precision} is there to test exactness"
+    return None
+
+
+def plan_memory(cfg: DictConfig, plan: Plan, hardware: Local, device: str) -> MemoryPlan | str:
+    """Plans the memory of a rank in a stage; the reason where it cannot be planned.
 
     hardware  the trainer; its `devices` are the ranks
     device    cpu or gpu: where the ranks compute
     """
-    unplanned = is_wrapped(cfg.model) or plan.privacy is not None or plan.objective.answers
-    if unplanned or hardware.dtype != torch.float32:
-        return None
+    reason = unplanned_reason(cfg, plan, hardware)
+    if reason is not None:
+        return reason
     share = max(1, plan.rows // hardware.devices)
     rows = micro_rows(cfg, plan, hardware.devices)
     batch = next(stream(plan.corpus.train, cfg.seed, 0, rows * min(2, -(-share // rows)), 0, 1))
@@ -113,8 +125,8 @@ def plan_memory(cfg: DictConfig, plan: Plan, hardware: Local, device: str) -> Me
                 build(cfg.adapter).apply(model, cfg.seed)
             freeze_unused_heads(model, [plan.objective])
             parts = _peak_of_steps(live, model, plan, hardware, batch, rows)
-    except (RuntimeError, TypeError, AttributeError):  # of an operation without a fake one
-        return None
+    except (RuntimeError, TypeError, AttributeError) as error:  # of an operation without a fake one
+        return f"a step needs the values of tensors ({type(error).__name__})"
     finally:
         PLANNED.reset(token)
     return MemoryPlan(rows, parts)

@@ -23,6 +23,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from kleiber.config.errors import ConfigError
@@ -31,7 +33,8 @@ from kleiber.data.cache import cache_root
 from kleiber.evals.task_scores import Runtime
 from kleiber.training.memory import keep_freed_memory
 from kleiber.types import Count
-from kleiber.types.model import Model
+from kleiber.types.batch import Batch
+from kleiber.types.model import Model, device_of
 
 PRODUCTS = [
     torch.ops.aten.mm.default,
@@ -263,6 +266,25 @@ def checkpoint_activations(model: Model, keep_products: bool = False) -> None:
     contexts = partial(create_selective_checkpoint_contexts, PRODUCTS) if keep_products else noop_context_fn
     for block in model.blocks:
         block.forward = partial(_recomputed, block.forward, contexts)
+
+
+class Products(TorchDispatchMode):
+    """Adds up the bytes of the results of matrix products and of attention."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.bytes += sum(value.nbytes for value in tree_leaves(result) if function in PRODUCTS)
+        return result
+
+
+@torch.no_grad()
+def product_bytes(model: Model, context: int) -> int:
+    """Bytes that trainer.checkpoint_activations=selective keeps of a row, beside the inputs of blocks."""
+    with Products() as products:
+        model(Batch(torch.zeros(1, context, dtype=torch.long, device=device_of(model))))
+    return products.bytes
 
 
 def _recomputed(
