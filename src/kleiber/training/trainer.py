@@ -47,6 +47,7 @@ PRODUCTS = [
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 ]
+DEEP = 8  # blocks from which on one is compiled for all: the time to compile a whole model grows with its depth
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "64-true"]] = {
     "32": "32-true",
     "bf16": "bf16-mixed",
@@ -61,7 +62,8 @@ class Local:
     accelerator    cpu or gpu
     precision      32, bf16 (autocast, fp32 weights) or 64 (for tests of exactness)
     threads        CPU threads; None leaves PyTorch's choice, one per core
-    compile        compile the model with torch.compile; compiled code is kept in the cache folder
+    compile        compile the model with torch.compile, or its blocks if they are more than eight; compiled code is
+                   kept in the cache folder
     checkpoint_activations  true: store only the inputs of a block and recompute it in the backward pass, which takes
                    one more forward pass of the blocks (Chen et al. 2016, arXiv:1604.06174). selective: store the
                    results of matrix products and of attention too, and recompute the rest (Korthikanti et al. 2022,
@@ -161,9 +163,10 @@ class Local:
             checkpoint_activations(model, keep_products=self.checkpoint_activations == "selective")
 
     def compile_model(self, model: Model) -> None:
-        """Compiles the forward and the backward pass of the model."""
-        # One graph for each shape: with a symbolic shape the result would depend on the shapes of earlier steps.
-        model.compile(dynamic=False)
+        """Compiles the forward and the backward pass of the model, or where it is deep of a block, for all of them."""
+        for part in model.blocks if len(model.blocks) > DEEP else [model]:
+            # One graph for each shape: with a symbolic shape the result would depend on the shapes of earlier steps.
+            part.compile(dynamic=False)
 
     def strategy(self) -> Strategy | str:
         return "auto"
