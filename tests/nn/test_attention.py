@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from kleiber.models.cache import Cache
-from kleiber.nn import attention
-from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn import attention, window
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.mup import Site, StandardParametrization, heads
 from kleiber.nn.patterns import NoMixing
+from kleiber.nn.window import WindowAttention
 
 TIME, WIDTH = 12, 16
 KINDS = {
@@ -176,7 +177,7 @@ def test_a_window_in_chunks_is_that_of_the_mask_of_all_pairs(monkeypatch, option
     for parts in ({}, {"segments": segments}, {"real": real}, {"segments": segments, "real": real}):
         results = []
         for longest in (1000, 16):
-            monkeypatch.setattr(attention, "LONG", longest)
+            monkeypatch.setattr(window, "LONG", longest)
             mask = module.mask(time, 0, x.device, **parts)
             assert mask.shape[2:] == ((time, time) if longest > time else (8, 16))
             y = module(x, mask)

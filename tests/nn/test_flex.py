@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch.nn.attention import flex_attention
 
 from kleiber.nn import attention, flex
-from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mup import Site
+from kleiber.nn.window import WindowAttention
 
 TIME, WIDTH = 150, 32  # more than one block of 128
 SEGMENTS = torch.arange(TIME)[None] // torch.tensor([[37], [64]])

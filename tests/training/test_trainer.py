@@ -50,7 +50,7 @@ ONE_GRAPH = """
 import torch
 from functools import partial
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import WindowAttention
+from kleiber.nn.window import WindowAttention
 from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import NoMixing

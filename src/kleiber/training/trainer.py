@@ -278,7 +278,8 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        self.bytes += sum(value.nbytes for value in tree_leaves(result) if function in PRODUCTS)
+        if function in PRODUCTS:
+            self.bytes += sum(value.nbytes for value in tree_leaves(result) if isinstance(value, torch.Tensor))
         return result
 
 

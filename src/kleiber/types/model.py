@@ -55,6 +55,7 @@ class LearningRateScale(Protocol):
 
 
 LOW_RANK = ("_lora_a", "_lora_b", "_lora_m")  # what names of the parameters of a low-rank update end with
+Mask = Any  # Bool[Tensor, "#batch 1 time keys"], or what a layer makes of long rows
 
 
 class Layer(nn.Module):
@@ -142,9 +143,6 @@ class LayerCache(Protocol):
     def advance(self, state: Sequence[Tensor], time: int) -> None: ...
 
 
-Mask = Any  # Bool[Tensor, "#batch 1 time keys"], or what a layer makes of long rows: see `Attention.mask`
-
-
 class Attention(Layer):
     """The part of a block that mixes positions.
 
@@ -202,8 +200,6 @@ class Attention(Layer):
         prompt: Bool[Tensor, "batch time"] | None = None,
     ) -> Mask | None:
         """The keys that each of `time` queries after `past` cached positions may attend to; None for no mask.
-
-        Without gradients it is (#batch, 1, time, keys); in training a layer may have another form of it for `forward`.
 
         real      False for keys that are padding; of all keys, those of the cache included
         segments  documents of packed rows; not used with a cache
