@@ -22,6 +22,7 @@ COMMON = ["data=builtin", "trainer=cpu", "trainer.max_steps=3", "budget.tokens=1
 SMALL = ["model=gpt", "model.depth=2", "model.width=128", "model.context=256", "batch.tokens=2048", "batch.micro=8"]
 LARGE = ["model=gpt", "model.depth=5", "model.width=256", "model.context=256", "batch.tokens=1024", "batch.micro=4"]
 BPE = ["data.tokenizer=bpe", "data.vocab_size=32768", "data.max_bytes=24M"]
+HF = ["model=hf", "model.weights=random", "model.depth=5", "model.context=256", "batch.tokens=1024", "batch.micro=4"]
 RUNS: dict[str, list[str]] = {
     "dense, small": SMALL,
     "dense, large": LARGE,
@@ -35,6 +36,13 @@ RUNS: dict[str, list[str]] = {
     "activation checkpoints": [*LARGE, "trainer.checkpoint_activations=true"],
     "micro-batches": [*LARGE, "batch.micro=1"],
     "LoRA": [*LARGE, "adapter=lora"],
+    "Hugging Face's GPT-2": [*HF, "model.path=gpt2", "model.config={n_embd:256,n_head:4,n_positions:256}"],
+    "Hugging Face's Llama": [
+        *HF,
+        "model.path=llama",
+        "model.config={hidden_size:256,intermediate_size:688,"
+        "num_attention_heads:4,num_key_value_heads:4,max_position_embeddings:256}",
+    ],
 }
 
 
@@ -46,7 +54,7 @@ def measure(overrides: list[str]) -> dict[str, object]:
     from kleiber.config.compose import Composer, resolve_config
     from kleiber.config.targets import build
     from kleiber.runs.inherit import complete_config
-    from kleiber.runs.memory_plan import plan_memory
+    from kleiber.runs.memory_plan import MemoryPlan, plan_memory
     from kleiber.runs.run import plan_stages, train
     from kleiber.training.lit import LitLM
     from kleiber.types.batch import Batch
@@ -55,6 +63,7 @@ def measure(overrides: list[str]) -> dict[str, object]:
     hardware = build(OmegaConf.create(config)["trainer"])
     stage = plan_stages(config, hardware)[0]
     planned = plan_memory(stage.config, stage.plan, hardware, "cpu")
+    assert isinstance(planned, MemoryPlan), planned
     step = LitLM.training_step
 
     def marked(lit: LitLM, batch: Batch, index: int) -> None:
@@ -78,8 +87,8 @@ def measure(overrides: list[str]) -> dict[str, object]:
             live += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
             if any(start <= event.start_ns() <= end for start, end in spans):
                 peak = max(peak, live)
-    return {"overrides": overrides, "measured": peak, "planned": planned and planned.total,
-            "parts": planned and planned.parts, "ratio": planned and round(planned.total / peak, 4)}  # fmt: skip
+    return {"overrides": overrides, "measured": peak, "planned": planned.total, "parts": planned.parts,
+            "ratio": round(planned.total / peak, 4)}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def main(overrides: list[str]) -> None:
     stage = plan_stages(config, hardware, Models())[0]
     with patch.object(memory_plan, "LiveBytes", Roofline):
         planned = memory_plan.plan_memory(stage.config, stage.plan, hardware, "gpu")
-    assert planned is not None
+    assert isinstance(planned, memory_plan.MemoryPlan), planned
     (roofline,) = Roofline.instances
     device = sum(roofline.times.values())
     optimizer = roofline.times["_fused_adamw_"]

@@ -51,6 +51,12 @@ ALONE = "KLEIBER_TEST_ALONE"  # set in a process that runs a single test
 CHECKED = ("adapters", "data", "evals", "models", "nn", "objectives", "retention", "topics", "types", "test_configs.py")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPUs of the machine, which trainer=ddp would use, unless it is their tests that run (`-m gpu`)."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Checks shapes in the tests of where tensors flow and of every choice; whole runs elsewhere take a third less."""
     jaxtyping.config.update("jaxtyping_disable", item.path.relative_to(Path(__file__).parent).parts[0] not in CHECKED)

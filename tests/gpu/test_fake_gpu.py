@@ -68,6 +68,11 @@ def test_the_host_waits_only_for_what_it_needs(rows):
     assert extra == {}
 
 
+def test_long_rows_with_a_mask_skip_its_blocks(rows):
+    skipping = {name for name, row in rows.items() if row["sparse"]}
+    assert skipping == {"long packed rows", "long prefix"}, "a window is computed in chunks, short rows with a mask"
+
+
 def test_only_the_batch_is_copied_to_the_device(rows):
     copied = {name: set(row["copies"]) - {"types/batch.py:<lambda>"} for name, row in rows.items()}
     assert {name: places for name, places in copied.items() if places} == {}

@@ -13,6 +13,8 @@ sys.path.insert(0, str(REPOSITORY / "tests/gpu"))
 import agreement
 import resume
 
+from kleiber.config.model_size import gpu_ids
+
 SMALL = ["--device", "cpu", "--scale", "small"]
 
 
@@ -52,6 +54,12 @@ def test_a_stage_after_another_one_is_compared_with_its_start(device, launch, tm
     _, stage = json.loads((folder / "summary.json").read_text())["stages"]
     assert stage["metrics"]["drift/weights"] > 0 and stage["metrics"]["drift/tiny/kl"] > 0
     assert [name for name in stage["metrics"] if name.startswith("wise")] != []
+
+
+def test_tests_of_other_things_see_no_gpu(request):
+    if request.config.option.markexpr == "gpu":
+        pytest.skip("these are the tests of GPUs")
+    assert gpu_ids() == []
 
 
 @pytest.fixture(scope="module")

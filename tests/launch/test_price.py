@@ -9,7 +9,6 @@ from processes import PATIENCE
 from small_run import REPOSITORY
 from topic_choices import skip_without_topics
 
-from kleiber.config.model_size import gpu_ids
 from kleiber.launch import run_cost
 from kleiber.launch.main import main
 from kleiber.launch.price import LISTED_GROUPS, cell_lines
@@ -64,7 +63,6 @@ def test_estimated_counts_of_a_run_equal_its_summary(planned, launch, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(gpu_ids()), reason="a plan of GPUs that this machine does not have")
 def test_the_memory_of_gpus_is_planned_on_a_machine_without_one(planned):
     plan, printed = planned("trainer=ddp", "trainer.accelerator=gpu", "trainer.precision=bf16", "trainer.devices=2")
     memory = plan["memory_plan"]
@@ -75,6 +73,15 @@ def test_the_memory_of_gpus_is_planned_on_a_machine_without_one(planned):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("choice", [["model=lstm"], ["privacy=dp_sgd"], ["trainer.precision=64"]], ids=str)
+def test_a_memory_that_is_not_planned_has_a_reason(planned, choice):
+    plan, printed = planned(*choice)
+    assert plan["memory_plan"] is None
+    (line,) = (line for line in printed.splitlines() if line.startswith("memory"))
+    assert "not planned: " in line
+
+
+@pytest.mark.slow
 def test_a_hugging_face_model_is_counted_from_its_config(planned):
     """A config without `width` was once priced as one of width 128."""
     options = "{n_embd: 96, n_head: 6, n_inner: 384, n_positions: 64}"
@@ -82,6 +89,7 @@ def test_a_hugging_face_model_is_counted_from_its_config(planned):
     plan, _ = planned(*model, f"model.config={options}", "budget.steps=4")
     attention, mlp, norms = 4 * 96 * 96 + 4 * 96, 2 * 96 * 384 + 384 + 96, 2 * 2 * 96
     assert plan["params"] == 2 * (attention + mlp + norms) + (272 + 64) * 96 + 2 * 96
+    assert plan["memory_plan"]["parts"]["optimizer"] >= 8 * plan["params"]
 
 
 @pytest.mark.slow

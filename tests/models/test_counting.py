@@ -12,12 +12,13 @@ from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops, without_weights
 from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import NoMixing
+from kleiber.nn.window import WindowAttention
 from kleiber.training.trainer import checkpoint_activations
 from kleiber.types.batch import Batch
 

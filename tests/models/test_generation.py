@@ -8,12 +8,13 @@ import torch
 
 from kleiber.models.generation import continuations, generate, left_padded, sample
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import ReLU2
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import NoMixing, layer_pattern
 from kleiber.nn.routers.hash import Random
+from kleiber.nn.window import WindowAttention
 from kleiber.types.batch import Batch
 
 CASES = {

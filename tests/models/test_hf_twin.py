@@ -7,11 +7,12 @@ import torch
 
 from kleiber.models.hf_twin import from_hf, to_hf
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import GELU, SwiGLU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.nn.routers.topk import Switch
+from kleiber.nn.window import WindowAttention
 from kleiber.types.batch import Batch
 
 MLPS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import GELU, LayerNorm, RMSNorm, SwiGLU
@@ -14,6 +14,7 @@ from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.nn.patterns import NoMixing, layer_pattern
 from kleiber.nn.routers.topk import Switch
+from kleiber.nn.window import WindowAttention
 from kleiber.types.batch import Batch, Role
 
 VOCAB = 23

@@ -83,6 +83,83 @@ def test_a_model_whose_blocks_are_shards_has_the_weights_of_a_whole_one(mesh):
     assert model.blocks[1].attention.out.weight.grad is not None
 
 
+def saved_bytes(model: Transformer) -> int:
+    """Bytes that exist for the backward pass after a forward pass in bf16, weights and their gathered copies included.
+
+    What FSDP2 has freed again has no bytes.
+    """
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
+    ):
+        output = model(BATCH)
+    total = sum(storage.nbytes() for storage in storages.values())
+    output.hidden.sum().backward()
+    return total
+
+
+def matrices_of_blocks(model: Transformer) -> dict[str, nn.Parameter]:
+    names = [name for name, role in model.roles().items() if name.startswith("blocks.") and role.kind == "hidden"]
+    return {name: model.get_parameter(name) for name in names}
+
+
+def test_matrices_of_blocks_are_gathered_in_bf16_and_no_copy_waits_for_the_backward_pass(mesh):
+    whole, copied, model = build(), build_sharded(mesh), build_sharded(mesh)
+    shard(copied, mesh)
+    shard(model, mesh, torch.bfloat16)
+    matrices = matrices_of_blocks(whole)
+    size = sum(parameter.numel() for parameter in matrices.values())
+    saved = saved_bytes(copied) - saved_bytes(model)
+    assert saved == pytest.approx(2 * size, rel=0.05), "2 bytes a parameter, less gains that stay gathered in fp32"
+    saved_bytes(whole)
+    for name, value in model.named_parameters():
+        assert is_sharded(value) and value.dtype == value.grad.dtype == torch.float32, name
+        assert torch.equal(value.grad.full_tensor(), whole.get_parameter(name).grad), name
+
+
+def test_what_autocast_does_not_round_is_gathered_in_fp32(mesh):
+    model, seen = build_sharded(mesh), {}
+    shard(model, mesh, torch.bfloat16)
+    for number, block in enumerate(model.blocks):
+        block.mlp.register_forward_pre_hook(
+            lambda *_, number=number, block=block: seen.update(
+                {f"blocks.{number}.{name}": value.dtype for name, value in block.named_parameters()}
+            )
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(BATCH).hidden
+        assert torch.equal(hidden, build()(BATCH).hidden)
+    rounded = {name for name, dtype in seen.items() if dtype == torch.bfloat16}
+    assert rounded == set(matrices_of_blocks(model)) < set(seen) == {n for n in model.roles() if n[:7] == "blocks."}
+    hidden.sum().backward()
+
+
+def test_all_weights_are_exact_within_full_parameters(mesh):
+    whole, model = build(), build_sharded(mesh)
+    shard(model, mesh, torch.bfloat16)
+    for _ in range(2):
+        with full_parameters(model):
+            assert all(torch.equal(value, whole.get_parameter(name)) for name, value in model.named_parameters())
+            assert torch.equal(model(BATCH).hidden, whole(BATCH).hidden)
+            assert torch.equal(copy_model(model)(BATCH).hidden, whole(BATCH).hidden)
+        assert all(is_sharded(value) for value in model.parameters())
+        saved_bytes(model)
+
+
+def test_a_model_with_a_low_rank_update_is_gathered_in_its_own_precision(mesh):
+    model = build_sharded(mesh)
+    lora.adapt(model.blocks[0].attention.out, "weight", 2, 1.0, torch.Generator().manual_seed(0))
+    shard(model, mesh, torch.bfloat16)
+    model(BATCH).hidden.sum().backward()
+    assert model.blocks[1].attention.out.weight.grad is not None
+
+
 def test_a_model_that_draws_weights_after_its_list_of_blocks_is_refused(mesh):
     class Late(nn.Module):
         def __init__(self):

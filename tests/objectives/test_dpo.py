@@ -21,9 +21,9 @@ from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.task_scores import Runtime
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
 from kleiber.nn.routers.hash import Random
+from kleiber.nn.window import WindowAttention
 from kleiber.objectives import dpo
 from kleiber.objectives.dpo import DPO, answer_log_probs, wins
 from kleiber.objectives.reference import fingerprint

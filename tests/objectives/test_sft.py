@@ -14,8 +14,8 @@ from kleiber.data.corpus import TextCorpus
 from kleiber.data.instruct import Conversations, Instruct, InstructCorpus, PackedConversations
 from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
+from kleiber.nn.window import WindowAttention
 from kleiber.objectives.clm import next_token_inputs
 from kleiber.objectives.sft import SFT
 from kleiber.types.batch import Batch

@@ -26,7 +26,7 @@ def plan(*overrides: str, device: str = "cpu") -> MemoryPlan:
     hardware = build(DictConfig(config)["trainer"])
     stage = plan_stages(config, hardware)[0]
     planned = plan_memory(stage.config, stage.plan, hardware, device)
-    assert planned is not None
+    assert isinstance(planned, MemoryPlan), planned
     return planned
 
 
@@ -57,6 +57,17 @@ def test_a_sharding_trainer_divides_everything_but_activations_and_gathers_block
     for part in ("weights", "optimizer"):
         assert shared.parts[part] == pytest.approx(alone.parts[part] / 4, rel=0.1)
     assert 0 < shared.parts["gathered"] < 2 * alone.parts["weights"]
+    assert shared.parts["gradients"] == pytest.approx(alone.parts["gradients"]), "whole before the last micro-batch"
+
+
+@pytest.mark.slow
+def test_a_sharding_trainer_gathers_matrices_of_blocks_in_bf16_in_place_of_copies(cache_dir):
+    sizes = ("trainer=fsdp", "trainer.devices=4", "model.depth=6", "batch.micro=4")
+    full, half = plan(*sizes), plan(*sizes, "trainer.precision=bf16")
+    weights = plan("model.depth=6").parts["weights"]
+    assert half.parts["copies"] < 0.15 * weights, "of tables of rotations and of gains"
+    assert half.parts["gathered"] < 0.8 * full.parts["gathered"]
+    assert plan("model.depth=6", "trainer.precision=bf16").parts["copies"] > 0.4 * weights, "2 bytes a parameter"
 
 
 @pytest.mark.slow

@@ -48,10 +48,12 @@ def test_micro_batches_fill_half_of_the_free_memory_and_more_with_checkpoints(mo
     model = Transformer(96, width=64, context=64, depth=4)
     row = plan.activation_bytes(model, 64)
     monkeypatch.setattr(plan, "free_memory_bytes", lambda device: 2 * 10 * row)
-    plain, light = (Local(checkpoint_activations=on) for on in (False, True))
+    plain, light, selective = (Local(checkpoint_activations=on) for on in (False, True, "selective"))
     assert plan.choose_micro_batch("auto", 1000, 64, model, plain) == 10
     assert plan.choose_micro_batch("auto", 7, 64, model, plain) == 7
-    assert plan.choose_micro_batch("auto", 1000, 64, model, light) > 20
+    most = plan.choose_micro_batch("auto", 1000, 64, model, light)
+    assert most > 20 > plan.choose_micro_batch("auto", 1000, 64, model, selective) > 10
+    assert 10 < plan.choose_micro_batch("auto", 1000, 64, model, Local(precision="bf16")) < 20
     assert plan.choose_micro_batch(3, 1000, 64, model, plain) == 3
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import WindowAttention
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import layer_pattern
@@ -14,6 +13,7 @@ from kleiber.nn.routers.hash import Hash, Random
 from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
 from kleiber.nn.routers.sinkhorn import Sinkhorn  # fmt: skip
 from kleiber.nn.routers.topk import Noisy, Switch, TopK
+from kleiber.nn.window import WindowAttention
 from kleiber.runs.upcycle import check_settings, upcycle
 from kleiber.types.batch import Batch
 

@@ -50,7 +50,7 @@ ONE_GRAPH = """
 import torch
 from functools import partial
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import WindowAttention
+from kleiber.nn.window import WindowAttention
 from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import NoMixing
@@ -190,6 +190,29 @@ def test_every_width_of_padded_rows_is_compiled(unchecked, monkeypatch):
                 before = len(graphs)
                 model(Batch(torch.zeros(rows, width, dtype=torch.long)))
                 assert len(graphs) > before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # dynamo asks every input of a block for its gradient
+def test_blocks_of_a_deep_model_share_a_graph_with_the_same_gradients(unchecked, monkeypatch):
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    plain, deep, shallow = (Transformer(96, width=16, depth=depth, context=32) for depth in (10, 10, 2))
+    deep.load_state_dict(plain.state_dict())
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: compile_module(module, backend=count, **how))
+    Local(compile=True).prepare_model(shallow)
+    gradients(shallow)
+    assert len(graphs) == 1
+    Local(compile=True).prepare_model(deep)
+    compiled = gradients(deep)
+    assert len(graphs) == 2, "one for ten blocks"
+    for name, expected in gradients(plain).items():
+        torch.testing.assert_close(compiled[name], expected, rtol=1e-3, atol=1e-5)
 
 
 def loss(folder: Path) -> float:

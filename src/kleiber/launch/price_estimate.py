@@ -129,18 +129,20 @@ class Prices:
         return described
 
     def plan_memory(self, config: Config, stages: Sequence[Stage], hardware: Local) -> list[str]:
-        """Plans the memory of the stages of a run, and returns a line on the largest plan."""
-        from kleiber.runs.memory_plan import micro_rows, plan_memory
+        """Plans the memory of the stages of a run; returns a line on the largest plan, or why there is none."""
+        from kleiber.runs.memory_plan import MemoryPlan, micro_rows, plan_memory
 
         device, devices = config["trainer"].get("accelerator", "cpu"), hardware.devices
         for stage in stages:
             stage.plan.micro_batch = micro_rows(stage.config, stage.plan, devices)
-        plans = [plan for stage in stages if (plan := plan_memory(stage.config, stage.plan, hardware, device))]
+        answers = [plan_memory(stage.config, stage.plan, hardware, device) for stage in stages]
+        plans = [answer for answer in answers if isinstance(answer, MemoryPlan)]
+        reasons = dict.fromkeys(f"memory       not planned: {answer}" for answer in answers if isinstance(answer, str))
         if not plans:
-            return []
+            return [*reasons]
         largest = max(plans, key=lambda plan: plan.total)
         self.memory_plan = {**largest.to_json(), "device": device, "devices": devices}
-        return [f"memory       {largest.describe(devices)} (planned)"]
+        return [f"memory       {largest.describe(devices)} (planned)", *reasons]
 
     def write_placeholder(self, folder: Path, config: Config) -> None:
         """Writes a folder that looks like a finished run, with its tokenizer and without weights."""

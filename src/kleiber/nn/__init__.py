@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 EXPORTS = {
     "FullAttention": "attention",
-    "WindowAttention": "attention",
+    "WindowAttention": "window",
     "GatedDeltaNet": "delta",
     "LatentAttention": "latent",
     "GELU": "mlp",

@@ -1,4 +1,4 @@
-"""Softmax attention: over all positions, or over a sliding window.
+"""Softmax attention over all positions (over a sliding window: `nn.window`).
 
 A model builds the mask once per forward pass for all layers of a kind, and only where the kernel's causal flag is not
 enough.
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site, heads
 from kleiber.nn.positions import Alibi, Positions, last_positions, rope
-from kleiber.types import Context, Json, Positive, Width
+from kleiber.types import Json, Positive, Width
 from kleiber.types.batch import Role
-from kleiber.types.model import Attention, LayerCache
+from kleiber.types.model import Attention, LayerCache, Mask
 
 CHUNK = 64  # queries that a CPU computes at once where no gradient is needed
+SPARSE = 512  # tokens of a row from which a GPU skips masked blocks (`nn.flex`)
 
 
 class FullAttention(Attention):
@@ -74,7 +75,7 @@ class FullAttention(Attention):
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
-        mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
+        mask: Mask | None = None,
         cache: LayerCache | None = None,
         first_values: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
@@ -95,11 +96,15 @@ class FullAttention(Attention):
         q, k, v = self.project(x, past, first_values)
         return (q, k, v) if cache is None else (q, *cache.extend(k, v))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, is_causal: bool = False) -> Tensor:
         """Attention of queries that are the last positions of the keys."""
         if self.alibi is not None or self.soft_cap is not None:
             return self._attend_with_bias(q, k, v, mask, is_causal)
         shared = self.num_kv_heads != self.num_heads
+        if mask is not None and not isinstance(mask, Tensor):
+            from kleiber.nn.flex import attend
+
+            return attend(q, k, v, mask, self.scale, shared)
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=self.scale, enable_gqa=shared)
 
     def _attend_with_bias(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -189,7 +194,7 @@ class FullAttention(Attention):
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
         prompt: Bool[Tensor, "batch time"] | None = None,
-    ) -> Bool[Tensor, "#batch 1 time keys"] | None:
+    ) -> Mask | None:
         """See `Attention`. None where the kernel's causal flag suffices or nothing is masked.
 
         A single query after a cache reads every key, so it needs no mask either. Raises ValueError for segments, and
@@ -207,6 +212,10 @@ class FullAttention(Attention):
             return None if banded is None else banded[None, None]
         if past > 0 and segments is not None:
             raise ValueError("a cache holds one document per row: call the model without `segments`")
+        if self._skips_blocks(time, past, device):
+            from kleiber.nn.flex import block_mask
+
+            return block_mask(self.causal, time, device, real, segments, prompt)
         allowed = banded if banded is not None else _causal(time, past, device) if self.causal else None
         allowed = torch.ones(time, past + time, dtype=torch.bool, device=device) if allowed is None else allowed
         allowed = allowed[None]
@@ -217,7 +226,12 @@ class FullAttention(Attention):
         if real is not None:
             allowed = allowed & real[:, None, :]
         # A padded query reads itself: softmax over no keys is NaN, and the gradients would be NaN too.
-        return (allowed | (_distance(time, past, device) == 0))[:, None]
+        return (allowed | (distances(time, past, device) == 0))[:, None]
+
+    def _skips_blocks(self, time: int, past: int, device: torch.device) -> bool:
+        """Whether a kernel that skips masked blocks computes rows: where a GPU trains, without a bias on the logits."""
+        plain = type(self) is FullAttention and self.alibi is None and self.soft_cap is None and self.head_dim >= 16
+        return plain and device.type == "cuda" and torch.is_grad_enabled() and past == 0 and time >= SPARSE
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
         """True where a query may read a key, (time, keys), for attention that reads less than all (causal) positions.
@@ -248,53 +262,13 @@ class FullAttention(Attention):
         return values | {"model.attention.value_residual": self.shares_values, "model.attention.prefix": self.prefix}
 
 
-class WindowAttention(FullAttention):
-    """Attention to the last `window` positions (to `window` - 1 on either side where it is not causal).
-
-    Child et al. 2019, arXiv:1904.10509; the window includes the query, as in Mistral (Jiang et al. 2023,
-    arXiv:2310.06825). Other arguments are those of `FullAttention`.
-    """
-
-    def __init__(
-        self,
-        site: Site,
-        num_heads: Width | None = None,
-        num_kv_heads: Width | None = None,
-        qk_norm: bool = True,
-        rope_theta: Positive | None = None,
-        positions: Positions = "rotary",
-        soft_cap: Positive | None = None,
-        value_residual: bool = False,
-        window: Context = 64,
-    ) -> None:
-        super().__init__(site, num_heads, num_kv_heads, qk_norm, rope_theta, positions, soft_cap, value_residual)
-        self.window = self.mask_key = window
-
-    def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
-        if past + time <= self.window:
-            return None
-        distance = _distance(time, past, device)
-        near = distance.abs() < self.window
-        return near & (distance >= 0) if self.causal else near
-
-    def pairs(self, time: int) -> float:
-        pairs = sum(min(i + 1, self.window) for i in range(time))
-        return (pairs if self.causal else 2 * pairs - time) / time
-
-    def executed_flops(self, time: int) -> float:
-        """All pairs where rows are longer than the window, since the kernel then computes with a dense mask."""
-        return super().executed_flops(time) if time <= self.window else self.flops(time) * time / self.pairs(time)
-
-    def settings(self) -> Json:
-        return super().settings() | {"model.attention.window": self.window}
-
-
-def _distance(time: int, past: int, device: torch.device) -> Int[Tensor, "time keys"]:
+def distances(time: int, past: int, device: torch.device) -> Int[Tensor, "time keys"]:
+    """How many positions each of `time` queries after `past` ones is behind each key."""
     return torch.arange(past, past + time, device=device)[:, None] - torch.arange(past + time, device=device)
 
 
 def _causal(time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"]:
-    return cast(Tensor, _distance(time, past, device) >= 0)
+    return cast(Tensor, distances(time, past, device) >= 0)
 
 
 def _is_right_padded(real: Bool[Tensor, "batch keys"]) -> bool:

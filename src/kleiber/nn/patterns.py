@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.config.attention_size import RECEIVED
-from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mup import Site
 from kleiber.nn.positions import Positions
+from kleiber.nn.window import WindowAttention
 from kleiber.types import Positive, Width
 from kleiber.types.model import Attention, LayerCache
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.nn.sharding import full_tensor, is_sharded, place_like, sharded_modules
-from kleiber.types.model import Model
+from kleiber.types.model import LOW_RANK, Model
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=nn.Module)
 
 
-def shard(model: Model, mesh: DeviceMesh) -> None:
+def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
     """Keeps only this rank's share of every parameter, in place.
 
     A parameter that is not sharded yet must be equal on all ranks. Each block is a unit of sharding. The rest of the
     model is another, whose weights stay gathered from the forward pass to the end of the backward pass, because
     objectives read the output layer outside of the forward pass.
+
+    dtype  in which the matrices of blocks are gathered, where it is that of autocast; None: in their own precision.
+           Shares, their gradients and the sums of these over ranks stay in fp32, because a sum in bf16 over many ranks
+           loses small terms. Weights that autocast does not round, such as gains and routers, are gathered with the
+           rest of the model
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     # FSDP2 takes whole parameters. Those that are shards already get their place only for that, without memory.
     held = [(m, name, p) for m in model.modules() for name, p in m._parameters.items() if p is not None]
@@ -39,11 +44,27 @@ def shard(model: Model, mesh: DeviceMesh) -> None:
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
         placeholder = placeholders.setdefault(id(parameter), nn.Parameter(empty, parameter.requires_grad))
         module._parameters[name] = placeholder
+    rounded = set() if dtype is None else matrices_of_blocks(model)
+    outside, policy = nn.ParameterList(), MixedPrecisionPolicy()
+    if rounded:
+        outside.extend(p for block in model.blocks for p in block.parameters() if p not in rounded)
+        policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params={*outside})
+    model.add_module("outside_blocks", outside)  # FSDP2 does not look into blocks a second time
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    del model.outside_blocks
     for module, name, parameter in shards:
         module._parameters[name] = parameter
+
+
+def matrices_of_blocks(model: Model) -> set[nn.Parameter]:
+    """The parameters of blocks that autocast rounds; none where low-rank updates are added to them, in fp32."""
+    roles = model.roles()
+    if any(name.endswith(LOW_RANK) for name in roles):
+        return set()
+    inside = {parameter for block in model.blocks for parameter in block.parameters()}
+    return {model.get_parameter(name) for name, role in roles.items() if role.kind == "hidden"} & inside
 
 
 @contextmanager

@@ -42,9 +42,13 @@ def full_parameters(model: nn.Module) -> Iterator[None]:
         return
     # The root keeps its weights from the forward to the backward pass.
     blocks = [part for part in parts if part is not model]
+    held = [(module, *pair) for module in model.modules() for pair in module.named_parameters(recurse=False)]
     for part in parts:
         part.unshard()
         part.set_reshard_after_backward(False, recurse=False)
+    for module, name, share in held:
+        if module._parameters[name].dtype != share.dtype:  # gathered in bf16
+            module._parameters[name] = nn.Parameter(full_tensor(share.detach()), share.requires_grad)
     for block in blocks:
         block.set_reshard_after_forward(False, recurse=False)
     # FSDP2's hooks for state dicts would shard a module again.

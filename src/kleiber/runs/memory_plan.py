@@ -27,12 +27,12 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kleiber.config.stages import is_wrapped
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
 from kleiber.models.counting import without_weights
 from kleiber.nn.dispatch import Experts
 from kleiber.nn.loss import PLANNED
+from kleiber.nn.sharded_model import matrices_of_blocks
 from kleiber.records.closing_table import format_number
 from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan
@@ -91,15 +91,28 @@ def micro_rows(cfg: DictConfig, plan: Plan, devices: int) -> int:
     return min(max(1, plan.rows // devices), setting)
 
 
-def plan_memory(cfg: DictConfig, plan: Plan, hardware: Local, device: str) -> MemoryPlan | None:
-    """Plans the memory of a rank in a stage; None for what fake tensors cannot run, such as model=hf.
+def unplanned_reason(cfg: DictConfig, plan: Plan, hardware: Local) -> str | None:
+    """Returns why the memory of a stage cannot be planned; None where it can be."""
+    if any(isinstance(module, nn.LSTM) for module in plan.model.modules()):
+        return "the kernel of the LSTM keeps more for the backward pass than its results"
+    if plan.privacy is not None:
+        return "privacy has a pass and a gradient for each sample"
+    if plan.objective.answers:
+        return "the model writes answers, whose lengths only values decide"
+    if hardware.dtype != torch.float32:
+        return f"trainer.precision={hardware.precision} is there to test exactness"
+    return None
+
+
+def plan_memory(cfg: DictConfig, plan: Plan, hardware: Local, device: str) -> MemoryPlan | str:
+    """Plans the memory of a rank in a stage; the reason where it cannot be planned.
 
     hardware  the trainer; its `devices` are the ranks
     device    cpu or gpu: where the ranks compute
     """
-    unplanned = is_wrapped(cfg.model) or plan.privacy is not None or plan.objective.answers
-    if unplanned or hardware.dtype != torch.float32:
-        return None
+    reason = unplanned_reason(cfg, plan, hardware)
+    if reason is not None:
+        return reason
     share = max(1, plan.rows // hardware.devices)
     rows = micro_rows(cfg, plan, hardware.devices)
     batch = next(stream(plan.corpus.train, cfg.seed, 0, rows * min(2, -(-share // rows)), 0, 1))
@@ -112,8 +125,8 @@ def plan_memory(cfg: DictConfig, plan: Plan, hardware: Local, device: str) -> Me
                 build(cfg.adapter).apply(model, cfg.seed)
             freeze_unused_heads(model, [plan.objective])
             parts = _peak_of_steps(live, model, plan, hardware, batch, rows)
-    except (RuntimeError, TypeError, AttributeError):  # of an operation without a fake one
-        return None
+    except (RuntimeError, TypeError, AttributeError) as error:  # of an operation without a fake one
+        return f"a step needs the values of tensors ({type(error).__name__})"
     finally:
         PLANNED.reset(token)
     return MemoryPlan(rows, parts)
@@ -128,13 +141,19 @@ def _peak_of_steps(
     ranks: dict[Tensor, int] = {p: hardware.devices if p in divided else 1 for p in model.parameters()}
     for tensor in (*model.parameters(), *model.buffers()):
         live.mark("weights", tensor, ranks.get(tensor, 1))
+    bf16 = str(hardware.precision) == "bf16"
+    rounded = matrices_of_blocks(model) if hardware.shards_weights and bf16 else set()  # which are gathered in bf16
     live.weights = {number for number, (part, _) in live.marks.items() if part == "weights"}
+    live.gathered = {live.number(parameter) for parameter in rounded}
     optimizer = plan.optimizer.build(model, model.roles(), model.parametrization.lr_scale)
+    parts = batch.map(live.mode.from_tensor).split(rows)
+    # FSDP2 sums gradients over ranks after the last micro-batch, and until then each rank has whole ones.
+    whole = hardware.shards_weights and len(parts) > 1
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda p: live.mark("gradients", p.grad, ranks[p]))
-    parts = batch.map(live.mode.from_tensor).split(rows)
-    bf16 = str(hardware.precision) == "bf16"
+            parameter.register_post_accumulate_grad_hook(
+                lambda p: live.mark("gradients", p.grad, 1 if whole else ranks[p])
+            )
     for _ in range(STEPS):
         start = len(live.events)
         with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
@@ -145,7 +164,7 @@ def _peak_of_steps(
                     if isinstance(tensor, Tensor):
                         live.mark("optimizer", tensor, ranks.get(parameter, 1))
             optimizer.zero_grad()
-    return live.at_peak(start) | ({"gathered": gathered_bytes(model)} if hardware.shards_weights else {})
+    return live.at_peak(start) | ({"gathered": gathered_bytes(model, rounded)} if hardware.shards_weights else {})
 
 
 def divided_parameters(model: Model, hardware: Local) -> set[nn.Parameter]:
@@ -156,13 +175,18 @@ def divided_parameters(model: Model, hardware: Local) -> set[nn.Parameter]:
     return {p for module in experts for p in module.parameters()} if hardware.divides_experts else set()
 
 
-def gathered_bytes(model: Model) -> int:
-    """Returns the bytes that trainer=fsdp gathers: the weights outside of blocks, those of two blocks, and a gradient.
+def gathered_bytes(model: Model, rounded: set[nn.Parameter]) -> int:
+    """Returns the bytes that trainer=fsdp gathers: weights that are not rounded outside of their block, and a block.
 
-    The weights of the next block arrive while a block computes, and its gradient exists before it is divided.
+    Of a block that computes, these are its weights, those of the next block, which arrive, and its gradient before it
+    is divided. In bf16 the weights are freed before the gradient is copied to fp32 for the sum over ranks.
+
+    rounded  parameters that are gathered in bf16
     """
-    blocks = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in model.blocks]
-    return sum(p.numel() * p.element_size() for p in model.parameters()) - sum(blocks) + 3 * max(blocks)
+    blocks = [[p for p in block.parameters() if not rounded or p in rounded] for block in model.blocks]
+    sizes = [sum(p.numel() for p in block) for block in blocks]
+    outside = sum(p.numel() for p in model.parameters()) - sum(sizes)
+    return 4 * outside + (2 + 2 + 4 if rounded else 3 * 4) * max(sizes)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -172,6 +196,7 @@ class LiveBytes(TorchDispatchMode):
     events   (number of a storage, its bytes, negative where it ends), in the order of time
     marks    part and number of ranks over which a storage is divided, by its number; others are activations
     weights  numbers of the storages of weights
+    gathered  of these, those whose copies in bf16 are what is gathered, and have no bytes of their own
     """
 
     def __init__(self, vocabulary: int) -> None:
@@ -182,6 +207,7 @@ class LiveBytes(TorchDispatchMode):
         self.events: list[tuple[int, int]] = []
         self.marks: dict[int, tuple[str, int]] = {}
         self.weights: set[int] = set()
+        self.gathered: set[int] = set()
 
     def number(self, tensor: Tensor) -> int:
         """Returns the number of a tensor's storage, a new one where it was not recorded before."""
@@ -203,6 +229,8 @@ class LiveBytes(TorchDispatchMode):
         sizes, peak = Counter[str](), Counter[str]()
         for position, (number, size) in enumerate(self.events):
             part, ranks = self.marks.get(number, ("activations", 1))
+            if part == "gathered":
+                continue
             sizes[part] += size // ranks if size > 0 else -(-size // ranks)
             if position >= start and sizes.total() > peak.total():
                 peak = sizes.copy()
@@ -220,8 +248,8 @@ class LiveBytes(TorchDispatchMode):
                 number = self.number(value)
                 if number not in self.marks and self.vocabulary in value.shape:
                     self.marks[number] = "logits", 1
-                if function is torch.ops.aten._to_copy.default and self.number(inputs[0]) in self.weights:
-                    self.marks[number] = "copies", 1
+                if function is torch.ops.aten._to_copy.default and (copied := self.number(inputs[0])) in self.weights:
+                    self.marks[number] = "gathered" if copied in self.gathered else "copies", 1
         return result
 
     def _fake(self, value: object) -> object:

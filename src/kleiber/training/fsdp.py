@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar
 
+import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
@@ -70,7 +71,7 @@ class FSDP(DDP):
 
     def shard(self, model: Model) -> None:
         """Keeps only this rank's share of every parameter, where all ranks have equal weights."""
-        shard(model, self.mesh())
+        shard(model, self.mesh(), torch.bfloat16 if str(self.precision) == "bf16" else None)
 
     def trial(self, model: Model) -> Model:
         """A sharded copy of the model."""

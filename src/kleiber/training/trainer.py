@@ -23,6 +23,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from kleiber.config.errors import ConfigError
@@ -31,7 +33,8 @@ from kleiber.data.cache import cache_root
 from kleiber.evals.task_scores import Runtime
 from kleiber.training.memory import keep_freed_memory
 from kleiber.types import Count
-from kleiber.types.model import Model
+from kleiber.types.batch import Batch
+from kleiber.types.model import Model, device_of
 
 PRODUCTS = [
     torch.ops.aten.mm.default,
@@ -44,6 +47,7 @@ PRODUCTS = [
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 ]
+DEEP = 8  # blocks from which on one is compiled for all: the time to compile a whole model grows with its depth
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "64-true"]] = {
     "32": "32-true",
     "bf16": "bf16-mixed",
@@ -58,7 +62,8 @@ class Local:
     accelerator    cpu or gpu
     precision      32, bf16 (autocast, fp32 weights) or 64 (for tests of exactness)
     threads        CPU threads; None leaves PyTorch's choice, one per core
-    compile        compile the model with torch.compile; compiled code is kept in the cache folder
+    compile        compile the model with torch.compile, or its blocks if they are more than eight; compiled code is
+                   kept in the cache folder
     checkpoint_activations  true: store only the inputs of a block and recompute it in the backward pass, which takes
                    one more forward pass of the blocks (Chen et al. 2016, arXiv:1604.06174). selective: store the
                    results of matrix products and of attention too, and recompute the rest (Korthikanti et al. 2022,
@@ -158,9 +163,10 @@ class Local:
             checkpoint_activations(model, keep_products=self.checkpoint_activations == "selective")
 
     def compile_model(self, model: Model) -> None:
-        """Compiles the forward and the backward pass of the model."""
-        # One graph for each shape: with a symbolic shape the result would depend on the shapes of earlier steps.
-        model.compile(dynamic=False)
+        """Compiles the forward and the backward pass of the model, or where it is deep of a block, for all of them."""
+        for part in model.blocks if len(model.blocks) > DEEP else [model]:
+            # One graph for each shape: with a symbolic shape the result would depend on the shapes of earlier steps.
+            part.compile(dynamic=False)
 
     def strategy(self) -> Strategy | str:
         return "auto"
@@ -263,6 +269,26 @@ def checkpoint_activations(model: Model, keep_products: bool = False) -> None:
     contexts = partial(create_selective_checkpoint_contexts, PRODUCTS) if keep_products else noop_context_fn
     for block in model.blocks:
         block.forward = partial(_recomputed, block.forward, contexts)
+
+
+class Products(TorchDispatchMode):
+    """Adds up the bytes of the results of matrix products and of attention."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in PRODUCTS:
+            self.bytes += sum(value.nbytes for value in tree_leaves(result) if isinstance(value, torch.Tensor))
+        return result
+
+
+@torch.no_grad()
+def product_bytes(model: Model, context: int) -> int:
+    """Bytes that trainer.checkpoint_activations=selective keeps of a row, beside the inputs of blocks."""
+    with Products() as products:
+        model(Batch(torch.zeros(1, context, dtype=torch.long, device=device_of(model))))
+    return products.bytes
 
 
 def _recomputed(

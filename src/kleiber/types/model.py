@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,6 +55,7 @@ class LearningRateScale(Protocol):
 
 
 LOW_RANK = ("_lora_a", "_lora_b", "_lora_m")  # what names of the parameters of a low-rank update end with
+Mask = Any  # Bool[Tensor, "#batch 1 time keys"], or what a layer makes of long rows
 
 
 class Layer(nn.Module):
@@ -172,7 +173,7 @@ class Attention(Layer):
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
-        mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
+        mask: Mask | None = None,
         cache: LayerCache | None = None,
         first_values: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
@@ -197,7 +198,7 @@ class Attention(Layer):
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
         prompt: Bool[Tensor, "batch time"] | None = None,
-    ) -> Bool[Tensor, "#batch 1 time keys"] | None:
+    ) -> Mask | None:
         """The keys that each of `time` queries after `past` cached positions may attend to; None for no mask.
 
         real      False for keys that are padding; of all keys, those of the cache included

@@ -32,7 +32,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from agreement import COMPARED, Device, TrainingFailed, overrides_of, train
-from small_run import REPOSITORY, TINY
+from small_run import REPOSITORY, TINY, last_of_each
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -46,6 +46,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from kleiber.evals.task_scores import held_out_loss
 from kleiber.models.generation import generate
+from kleiber.nn import flex
 
 CUDA = torch.device("cuda", 0)
 NEW = 4  # tokens
@@ -80,7 +81,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.mode = mode
         self.operations, self.waits, self.copies = 0, Counter[str](), Counter[str]()
-        self.pageable = Counter[str]()
+        self.pageable, self.sparse = Counter[str](), 0
         self.pinned: list[Tensor] = []
 
     def pin(self, tensor: Tensor) -> Tensor:
@@ -169,7 +170,18 @@ def fake_device() -> Iterator[FakeTensorMode]:
             stack.enter_context(patch.object(torch, name, without_generator(draw)))
         stack.enter_context(patch.object(Tensor, "numpy", lambda fake: np.ones(fake.shape, str(fake.dtype)[6:])))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        # Kernels of FlexAttention are generated on a GPU: masks are made eagerly, and outputs have its shapes.
+        stack.enter_context(patch.object(flex, "generated", lambda function: function))
+        stack.enter_context(patch.object(flex, "attend", attend))
         yield stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, shared: bool) -> Tensor:
+    """A tensor with the shape, type and gradients of `flex.attend`, whose mask must be on the device."""
+    assert mask.kv_num_blocks.is_cuda and mask.kv_indices.is_cuda
+    for watch in Watch.active:
+        watch.sparse += 1
+    return torch.nn.functional.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, enable_gqa=shared)
 
 
 def to_device(value: Any) -> Any:
@@ -218,6 +230,7 @@ def steps_on_the_device(lit: Any, batches: Any, row: dict[str, Any], bf16: bool)
                 with Watch(mode) as watch, torch.autocast("cuda", torch.bfloat16, enabled=bf16):
                     lit.training_step(lit.transfer_batch_to_device(batch, CUDA, 0), step)
         row |= {"operations": watch.operations, "waits": dict(watch.waits), "copies": dict(watch.copies)}
+        row["sparse"] = watch.sparse
         row["pageable"] = {name: number for name, number in watch.pageable.items() if number}
         with Watch(mode) as watch, torch.autocast("cuda", torch.bfloat16, enabled=bf16):
             held_out_loss(lit.model, lit.objective, [batch], CUDA)
@@ -246,7 +259,7 @@ def combinations(folder: Path) -> dict[str, list[str]]:
     """The overrides of a tiny run of each choice, and of what is no choice of a group, by name."""
     device, tasks = Device("cpu", folder), ["data=instruct", f"data.path={REPOSITORY}/tests/data/instruct.jsonl"]
     sft = [*(override for override in TINY if not override.startswith("data")), "objective=sft", *tasks]
-    mixture = [*TINY, "model=moe"]
+    mixture, long = [*TINY, "model=moe"], ["model.context=1024", "batch.tokens=2048"]
     more = {
         "fp32": [*TINY, "trainer.precision=32"], "fp32 mixture": [*mixture, "trainer.precision=32"],
         "recomputed": [*TINY, "trainer.checkpoint_activations=true"], "micro": [*TINY, "batch.micro=2"],
@@ -259,6 +272,9 @@ def combinations(folder: Path) -> dict[str, list[str]]:
         "layernorm": [*TINY, "model.norm_type=layernorm"], "untied": [*TINY, "model.tied=false"],
         "padded rows": [*sft, "data.pack=false"], "packed rows": [*sft, "data.pack=true"],
         "prefix": [*sft, "model.depth=2", "model.attention.prefix=true"],
+        "long packed rows": last_of_each([*sft, "data.pack=true", *long]),
+        "long prefix": last_of_each([*sft, "data.pack=true", "model.depth=2", "model.attention.prefix=true", *long]),
+        "long window": last_of_each([*TINY, "model/attention=window", *long]),
     }  # fmt: skip
     return {choice: overrides_of(choice, device) for choice in COMPARED if choice not in HOST} | more
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.moe import MoE
 from kleiber.nn.patterns import NoMixing
+from kleiber.nn.window import WindowAttention
 from kleiber.training.callbacks import stability_measures
 from kleiber.training.callbacks.stability_measures import (
     Measures,

@@ -55,7 +55,8 @@ class Samples(LeanCallback):
         if trainer.global_step != trainer.max_steps or not pl_module.objective.needs_causal:
             return
         model = pl_module.model
-        with joint_passes(model), activity("writing sample continuations"):
+        precision = trainer.precision_plugin.val_step_context()  # in which trainer=fsdp gathers weights
+        with joint_passes(model), precision, activity("writing sample continuations"):
             if trainer.is_global_zero or waits_for_ranks(model):
                 self.write(model, trainer.loggers, trainer.is_global_zero)
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mup import MuP, Site, StandardParametrization
 from kleiber.nn.patterns import NoMixing
+from kleiber.nn.window import WindowAttention
 from kleiber.types.batch import Batch
 from kleiber_topics.interpretability.attention import heads as heads_module
 from kleiber_topics.interpretability.attention.heads import (
