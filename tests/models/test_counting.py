@@ -19,7 +19,7 @@ from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import NoMixing
 from kleiber.nn.window import WindowAttention
-from kleiber.training.trainer import checkpoint_activations
+from kleiber.training.recomputation import checkpoint_activations
 from kleiber.types.batch import Batch
 
 TIME = 32

@@ -22,7 +22,8 @@ from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.moe import interleaved_moe
 from kleiber.objectives.clm import CLM
 from kleiber.training.lightning import silence
-from kleiber.training.trainer import PRODUCTS, Local, checkpoint_activations, chosen_device, data_sheet_peak
+from kleiber.training.recomputation import PRODUCTS, checkpoint_activations
+from kleiber.training.trainer import Local, chosen_device, data_sheet_peak
 from kleiber.types.batch import Batch
 
 

@@ -47,7 +47,7 @@ def full_parameters(model: nn.Module) -> Iterator[None]:
         part.unshard()
         part.set_reshard_after_backward(False, recurse=False)
     for module, name, share in held:
-        if module._parameters[name].dtype != share.dtype:  # gathered in bf16
+        if module.get_parameter(name).dtype != share.dtype:  # gathered in bf16
             module._parameters[name] = nn.Parameter(full_tensor(share.detach()), share.requires_grad)
     for block in blocks:
         block.set_reshard_after_forward(False, recurse=False)

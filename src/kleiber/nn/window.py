@@ -84,9 +84,9 @@ class WindowAttention(FullAttention):
         batch, time, count = len(q), q.shape[2], mask.shape[1]
         q, k, v = (F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, count * self.chunk - time)) for x in (q, k, v))
         q = q.reshape(batch * count, self.chunk, *q.shape[2:])
-        k, v = (self._with_previous(x).flatten(0, 1) for x in (k, v))
+        k, v = (self._with_previous(x).flatten(0, 1).transpose(1, 2) for x in (k, v))
         mask = mask.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
-        y = super()._attend(*(x.transpose(1, 2) for x in (q, k, v)), mask)
+        y = super()._attend(q.transpose(1, 2), k, v, mask)
         return y.transpose(1, 2).reshape(batch, count * self.chunk, *y.shape[1::2]).transpose(1, 2)[:, :, :time]
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:

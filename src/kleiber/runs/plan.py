@@ -20,7 +20,7 @@ from kleiber.runs.inputs import data_inputs
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.memory import free_memory_bytes
-from kleiber.training.trainer import Local, product_bytes
+from kleiber.training.trainer import Local
 from kleiber.types import Config
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Samples, Task
@@ -264,6 +264,8 @@ def choose_micro_batch(
         if hardware.checkpoint_activations:  # keeps the inputs of all blocks, and the activations of one block
             row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
         if hardware.checkpoint_activations == "selective":
+            from kleiber.training.recomputation import product_bytes
+
             row += sides * product_bytes(trial, context)
     # Ranks with different numbers of micro-batches would wait for each other in collective operations.
     memory_limit = hardware.least_over_ranks(int(0.5 * free_memory_bytes(hardware.device) // row))

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -23,9 +23,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from kleiber.config.errors import ConfigError
 from kleiber.data.batches import ALIGN
@@ -33,20 +30,8 @@ from kleiber.data.cache import cache_root
 from kleiber.evals.task_scores import Runtime
 from kleiber.training.memory import keep_freed_memory
 from kleiber.types import Count
-from kleiber.types.batch import Batch
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model
 
-PRODUCTS = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.baddbmm.default,
-    torch.ops.aten._grouped_mm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-]
 DEEP = 8  # blocks from which on one is compiled for all: the time to compile a whole model grows with its depth
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "64-true"]] = {
     "32": "32-true",
@@ -160,6 +145,8 @@ class Local:
     def prepare_blocks(self, model: Model) -> None:
         """Adds activation checkpoints in place."""
         if self.checkpoint_activations:
+            from kleiber.training.recomputation import checkpoint_activations
+
             checkpoint_activations(model, keep_products=self.checkpoint_activations == "selective")
 
     def compile_model(self, model: Model) -> None:
@@ -259,44 +246,6 @@ def allow_shapes(model: Model) -> None:
         shapes = 4 * (model.context // ALIGN + 1) * len(model.blocks)  # rows, and with and without gradients
         config.recompile_limit = max(config.recompile_limit, shapes)
         config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, shapes)
-
-
-def checkpoint_activations(model: Model, keep_products: bool = False) -> None:
-    """Makes the backward pass recompute the activations inside every block.
-
-    keep_products  keeps the results of matrix products and of attention, so that only the rest is recomputed
-    """
-    contexts = partial(create_selective_checkpoint_contexts, PRODUCTS) if keep_products else noop_context_fn
-    for block in model.blocks:
-        block.forward = partial(_recomputed, block.forward, contexts)
-
-
-class Products(TorchDispatchMode):
-    """Adds up the bytes of the results of matrix products and of attention."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if function in PRODUCTS:
-            self.bytes += sum(value.nbytes for value in tree_leaves(result) if isinstance(value, torch.Tensor))
-        return result
-
-
-@torch.no_grad()
-def product_bytes(model: Model, context: int) -> int:
-    """Bytes that trainer.checkpoint_activations=selective keeps of a row, beside the inputs of blocks."""
-    with Products() as products:
-        model(Batch(torch.zeros(1, context, dtype=torch.long, device=device_of(model))))
-    return products.bytes
-
-
-def _recomputed(
-    forward: Callable[..., object], contexts: Callable[[], Any], *arguments: object, **named: Any
-) -> object:
-    if not torch.is_grad_enabled():  # there is no backward pass, and a key-value cache must not grow twice
-        return forward(*arguments, **named)
-    return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **named)
 
 
 @cache
