@@ -106,3 +106,11 @@ def test_nothing_is_added_to_what_is_no_file(tmp_path, kind):
     with pytest.raises(ConfigError, match=archive.NAME):
         archived_runs(file)
     assert thesis.read_text() == "my thesis"
+
+
+def test_an_archive_that_is_a_link_to_itself_is_named(tmp_path):
+    """FAULTS 103."""
+    file = tmp_path / archive.NAME
+    file.symlink_to(file)
+    with pytest.raises(DamagedFile, match="Too many levels of symbolic links"):
+        archived_runs(file)

@@ -22,6 +22,7 @@ from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs, may_replace
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status_of
 from kleiber.records.metrics import LoggedRows, condense
+from kleiber.records.regular_files import DamagedFile
 from kleiber.records.summary_file import check_summary, summary_or_warning
 from kleiber.types import Config, Json, Row
 from kleiber.types.score import Metric, Score
@@ -284,6 +285,8 @@ def archived_runs(file: Path) -> list[Run]:
         state = file.stat()
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:  # such as a link to itself
+        raise DamagedFile(file, error.strerror or str(error)) from None
     return list(_archived_runs(file, state.st_mtime_ns, state.st_size))
 
 
