@@ -115,7 +115,7 @@ def test_claims_have_their_numbers_under_the_names_of_their_arms():
     for name in (
         "baseline_-_no_qk_norm",
         "baseline_-_no_qk_norm_2",
-        re.sub(r"\W+", "_", first["text"])[:60].strip("_"),
+        re.sub(r"[^\w-]+", "_", first["text"])[:60].strip("_"),
     ):
         assert {key: summary[f"claims/{name}/{key}"] for key in values} == values
 

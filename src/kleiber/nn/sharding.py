@@ -47,7 +47,8 @@ def full_parameters(model: nn.Module) -> Iterator[None]:
         part.unshard()
         part.set_reshard_after_backward(False, recurse=False)
     for module, name, share in held:
-        if module.get_parameter(name).dtype != share.dtype:  # gathered in bf16
+        gathered = module._parameters[name]
+        if gathered is not None and gathered.dtype != share.dtype:  # in bf16
             module._parameters[name] = nn.Parameter(full_tensor(share.detach()), share.requires_grad)
     for block in blocks:
         block.set_reshard_after_forward(False, recurse=False)

@@ -111,7 +111,8 @@ def test_losses_of_several_objectives_are_drawn_in_panels_and_not_over_one_axis_
     several = [copied(run, run.name, objective={"_target_": names[run.config["study"]["kind"]]}) for run in bases]
     figures = study().analyze(several).figures
     for name in ("pretraining_arms", "pretraining_tuning"):
-        panels = [panel["title"] for panel in figures[name]().to_dict()["concat"]]
+        titles = [panel["title"] for panel in figures[name]().to_dict()["concat"]]
+        panels = [title["text"] if isinstance(title, dict) else title for title in titles]
         assert sorted(panels) == ["predicting masked tokens", "predicting next tokens"]
     assert "concat" not in study().analyze(bases).figures["pretraining_arms"]().to_dict()
     kept = study().within_objectives({"pretraining_sizes": list, "pretraining_tuning": list}, several, arms_of([]))

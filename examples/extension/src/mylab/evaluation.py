@@ -1,4 +1,4 @@
-"""An evaluation: how sure a model is of the next token, which a loss alone does not tell."""
+"""An evaluation: how sure a model is of the next token, which a loss alone does not show."""
 
 from collections.abc import Sequence
 from typing import ClassVar
