@@ -183,12 +183,26 @@ def note_of(node: Node, view: View, rows: Rows) -> str:
     contrast = table is not None and bool(table.contrast)
     note = interval_note(
         view.level, rows, "mean differences" if contrast else "means", joint=table is not None and table.joint,
-        pooled=table is not None and table.pooled is not None,
+        pooled=table is not None and table.pooled is not None, samples=samples_of(table, view),
     )  # fmt: skip
     called = {view.measures[name].called for name in set(rows["measure"])} - {""}
     dashed = f"dashed: {', '.join(sorted(called))}" if called and not contrast else ""
     dashed = "dashed: no difference" if contrast and node["form"] in ("estimates", "lines") else dashed
     return "; ".join(filter(None, (text(node, "subtitle"), note, dashed)))
+
+
+def samples_of(table: Table | None, view: View) -> str:
+    """Returns what the samples of a table's rows are, in the plural: seeds, or values of the keys that make them."""
+    if table is CLAIM_TABLE:
+        return "seeds" if [*view.samples] == ["seed"] else "samples"  # those of each claim are others
+    shown = [] if table is None else columns_of(table)
+    varied = [name for name in view.samples if name not in shown and view.table[name].nunique() > 1]
+    if varied in ([], ["seed"]):
+        return "seeds"
+    titles = {key.name: key.title for key in view.keys}
+    named = " and ".join(titles.get(name, name) for name in varied)
+    seeds = ", one seed each" if view.table["seed"].nunique() == 1 else ""
+    return f"{'combinations' if varied[1:] else 'values'} of {named}{seeds}"
 
 
 def value_title(node: Node, view: View, rows: Rows) -> str:

@@ -19,27 +19,30 @@ FORGETTING, TARGET = "forgetting F (nats per token)", "loss on the new text (nat
 
 
 def interval_note(
-    level: float, rows: Sequence[Row] | Rows, points: str = "means", joint: bool = False, pooled: bool = False
-) -> str:
+    level: float, rows: Sequence[Row] | Rows, points: str = "means", joint: bool = False, pooled: bool = False,
+    samples: str = "seeds",
+) -> str:  # fmt: skip
     """Returns what a figure says of its points and intervals; "" where no row has an interval.
 
-    rows    columns lo and hi; n, on how many seeds a point rests; level, of its interval if it is not `level`
-    points  what points are
-    joint   whether the intervals hold together at `level`
-    pooled  whether their widths rest on the noise of seeds in all rows together
+    rows     columns lo and hi; n, on how many samples a point rests; level, of its interval if it is not `level`
+    points   what points are
+    joint    whether the intervals hold together at `level`
+    pooled   whether their widths rest on the noise of the samples in all rows together
+    samples  what they are, in the plural
     """
     table = pd.DataFrame(rows)
     if not np.isfinite(table["lo"].astype(float)).any():
         return ""
     counts = sorted({int(n) for n in table["n"]}) if "n" in table else []
-    seeds = f" over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" if counts else ""
-    drawn = f"points: {points}{seeds}; " if counts else ""
+    number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else ""
+    drawn = f"points: {points} over {number} {samples}; " if counts else ""
     levels = set(table["level"].dropna()) if "level" in table else set()
     claims = bool(levels - {level})
     bars = f"bars: {percent(level)} intervals"
     bars += " that hold together" if joint or (claims and len(levels) == 1) else ""
     bars += ", wider where claims are decided together" if claims and len(levels) > 1 else ""
-    return f"{drawn}{bars}{', the noise of all seeds pooled' * pooled}"
+    noise = "seeds" if samples == "seeds" else "samples"
+    return f"{drawn}{bars}{f', the noise of all {noise} pooled' * pooled}"
 
 
 def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt.TopLevelMixin:
