@@ -155,11 +155,13 @@ def test_series_that_a_line_leaves_out_stand_side_by_side_under_their_names(runs
 def test_points_of_a_scatter_are_joined_colored_by_a_number_and_compared_with_equality(runs):
     node = {**SHOWN, "form": "scatter", "x": "loss", "y": "share"}
     joined = {**node, "name": "a", "series": "arm", "join": ["arm", "size"], "log": True}
-    colored = {**node, "name": "b", "color": "size", "equality": True}
+    colored = {**node, "name": "b", "color": "size", "equality": True, "pale": {"arm": "base"}}
     figures = charts(runs, joined, colored)
     paths = [row for row in datasets(figures["a"]) if "path" in row]
     assert len({row["path"] for row in paths}) == 3 and '"type": "log"' in json.dumps(figures["a"])
     ends = [row for row in datasets(figures["b"]) if "value" in row and row["value"] == row.get("loss")]
+    *_, pale, strong = (layer["mark"] for layer in figures["b"]["layer"])
+    assert pale["opacity"] < strong["opacity"] == 1
     assert len(ends) == 2 and "size" in json.dumps(figures["b"]["layer"][-1]["encoding"]["color"])
 
 

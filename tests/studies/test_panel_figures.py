@@ -37,6 +37,7 @@ def test_figures_of_known_tables_measures_and_keys_are_accepted():
         ({**SCATTER, "path": {"table": "Means", "x": "loss", "y": "share", "order": "depth"}}, r"path\.order: depth"),
         ({**SCATTER, "path": {"tabel": "Means"}}, r"path\.tabel"),
         ({**SCATTER, "fit": {"by": "data"}}, r"fit\.by: data"),
+        ({**SCATTER, "pale": {"data": "a"}}, r"pale: data"),
     ],
 )
 def test_a_wrong_figure_is_refused_with_its_key(change, message):

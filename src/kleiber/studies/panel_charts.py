@@ -47,6 +47,7 @@ from kleiber.studies.panel_view import View
 
 DODGE = 0.012  # distance of lines that share values of the horizontal axis, so that their intervals are seen
 LINE = "#999"
+PALE = 0.4  # opacity of pale points
 STEP = 24  # height of a line of estimates
 HALF = 0.5  # of the scale of a measure, from which on its axis has all of it
 
@@ -177,7 +178,7 @@ def line_axis(node: Node, view: View, rows: Rows, direct: bool) -> Chart:
 
 def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
     """Returns one measure against another: a point for each row of the table, and smaller ones for runs."""
-    x, y, runs = text(node, "x"), text(node, "y"), node.get("runs")
+    x, y, runs, pale = text(node, "x"), text(node, "y"), node.get("runs"), mapping(node.get("pale"), "pale")
     keys = columns_of(view.tables[text(node, "table")])
     single = wide(view.chosen(view.table, where_of(node, view)), [*keys, "run"], x, y)
     frames = []
@@ -201,7 +202,9 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
         size, opacity = (40, 0.9) if runs == "only" else (18, 0.45)
         tables.append(Marks(rows=single, value=y, points=size, opacity=opacity, shape=shape))
     if runs != "only":
-        tables.append(Marks(rows=means, value=y, points=90, shape=shape))
+        is_pale = view.selected(means, pale) if pale else np.zeros(len(means), dtype=bool)
+        strengths = ((means[is_pale], 40, PALE), (means[~is_pale], 60 if pale else 90, 1.0))
+        tables += [Marks(rows=part, value=y, points=n, opacity=o, shape=shape) for part, n, o in strengths if len(part)]
     color = number_color(node, view) if node.get("color") else kind_color(
         drawn, "series", alt.Legend(columns=2) if node.get("shape") else alt.Legend() if drawn[1:] else None, order
     )  # fmt: skip
@@ -225,7 +228,7 @@ def number_color(node: Node, view: View) -> Chart:
     """Returns the colors of the values of a key, from dark to light."""
     name = text(node, "color")
     title = next(key.title for key in view.keys if key.name == name)
-    legend = alt.Legend(gradientLength=160, titleLimit=300)
+    legend = alt.Legend(gradientLength=160, titleLimit=300, gradientOpacity=1)
     return alt.Color(f"{name}:Q", title=title, scale=alt.Scale(scheme=PALETTE), legend=legend)
 
 

@@ -11,8 +11,8 @@ A line at 0 is drawn for tables of differences, and a line at the reference of a
 with the interval that decides it. Lines of estimates are sorted by their values unless `sort: false`; those whose
 `line` leaves out a key of `series` show its values side by side. Points of a scatter with `join: [KEY, ORDER]` are
 joined for each value of KEY in the order of ORDER; `log: true` makes its axes logarithmic, `color: KEY` colors by a
-number, and `equality: true` draws the line on which both measures are equal. `names: {LABEL: NAME}` calls series
-otherwise than tables do.
+number, `pale: {KEY: VALUE}` draws some rows pale, and `equality: true` draws the line on which both measures are equal.
+`names: {LABEL: NAME}` calls series otherwise than tables do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,21 @@ FORMS = {  # the keys that each form needs, and those that it may have
     ),
     "scatter": (
         ("table", "x", "y"),
-        ("where", "series", "shape", "runs", "path", "fit", "log", "join", "color", "equality", "x_title", "y_title"),
+        (
+            "where",
+            "series",
+            "shape",
+            "runs",
+            "path",
+            "fit",
+            "log",
+            "join",
+            "color",
+            "equality",
+            "pale",
+            "x_title",
+            "y_title",
+        ),
     ),
     "matrix": (("table", "x", "y"), ("measures", "where", "panel")),
     "distribution": (("measures",), ("where", "series")),
@@ -82,6 +96,7 @@ def check(nodes: Sequence[Node], tables: Mapping[str, Table], measures: Sequence
         for name in ("measures", *(("x", "y") if form == "scatter" else ())):
             refuse_unknown(f"{place}.{name}", texts(node.get(name), f"{place}.{name}"), shown)
         refuse_unknown(f"{place}.where", [*mapping(node.get("where"), f"{place}.where")], keys)
+        refuse_unknown(f"{place}.pale", [*mapping(node.get("pale"), f"{place}.pale")], columns)
         path = entries(node.get("path"), f"{place}.path", ("table", "where", "x", "y", "order"))
         fit = entries(node.get("fit"), f"{place}.fit", ("where", "by"))
         if path:
