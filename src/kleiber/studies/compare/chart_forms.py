@@ -16,6 +16,9 @@ from kleiber.studies.laws.uncertainty import percent
 from kleiber.types import Row
 
 FORGETTING, TARGET = "forgetting F (nats per token)", "loss on the new text (nats per token)"
+SYMBOLS = (  # of Vega, in its order
+    "circle", "square", "triangle-up", "cross", "diamond", "triangle-right", "triangle-down", "triangle-left"
+)  # fmt: skip
 
 
 def interval_note(
@@ -77,7 +80,9 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
     )
     exact = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "target")]
     tips = ["series:N", "setting:N", alt.Tooltip("lr:Q", format=".2g"), "n:Q", *exact]
-    shape = alt.Shape("series:N", title=None, sort=names, scale=alt.Scale(domain=names))
+    drawn = [name for name in names if name in set(shown["series"])]
+    symbols = alt.Scale(domain=drawn, range=[SYMBOLS[names.index(name) % len(SYMBOLS)] for name in drawn])
+    shape = alt.Shape("series:N", title=None, sort=drawn, scale=symbols)
     dots = Marks(rows=shown, value="F", ends=("low", "high"), bars=0.5, points=50, opacity=0.9, shape=shape, tips=tips)
     path = Marks(rows=shown[shown["best"]], value="F", line=1.3, order="target")
 
@@ -85,9 +90,9 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
         """The panel of some of the arms."""
         tables = [replace(table, rows=table.rows[table.rows["series"].isin(arms)]) for table in (path, dots)]
         dashed = [reference_line(x, loss) for loss in lines_at]
-        return draw(tables, x, y, arm_color(names, arms, len(names) <= MOST), dashed)
+        return draw(tables, x, y, arm_color(names, arms, len(drawn) <= MOST), dashed)
 
-    return small_multiples(panel, names, "Forgetting vs loss on the new text", "; ".join(notes))
+    return small_multiples(panel, drawn, "Forgetting vs loss on the new text", "; ".join(notes))
 
 
 def arm_label(arm: str) -> str:
