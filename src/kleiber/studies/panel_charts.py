@@ -141,7 +141,8 @@ def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     y = alt.Y("value:Q", title=pointed(title, better), axis=alt.Axis(tickCount=6))
     y["scale"] = alt.Undefined if MEASURE in panel else scale
     units = {measure.label: pointed(measure.unit, measure.better) for measure in view.measures.values()}
-    units |= {view.measures[name].label: title for name, title in mapping(node.get("y_titles"), "y_titles").items()}
+    for name, other in mapping(node.get("y_titles"), "y_titles").items():
+        units[view.measures[name].label] = str(other)
     return lines(
         tables, line_axis(node, view, rows, direct), y, text(node, "title"), log=bool(node.get("log")),
         color=series_color(node, view, order, drawn, legend=not direct and len(drawn) > 1),
