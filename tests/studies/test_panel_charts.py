@@ -92,7 +92,7 @@ def test_lines_begin_at_a_level_and_have_a_panel_and_a_dash_for_others(runs):
     assert set(colors(chart)) == {"plain", "new"}
     (other,) = charts(runs, {**node, "y_titles": {"loss": "nats of loss"}, "x_as": "pixels"}).values()
     assert other["concat"][0]["layer"][-1]["encoding"]["y"]["title"] == "nats of loss"
-    assert {row["size"] for row in datasets(other)} == {3200, 6400, 12800}
+    assert {row["size"] for row in datasets(other) if "size" in row} == {3200, 6400, 12800}
     (dashed,) = charts(runs, {**node, "series": [], "dash": "arm", "begin": None, "measures": "loss"}).values()
     assert {row["dash"] for row in datasets(dashed) if "dash" in row} == {"base", "plain", "new"}
 
