@@ -21,6 +21,14 @@ def test_for_the_worse_is_red_whichever_way_scores_go():
     assert [color["condition"]["scale"]["reverse"] for color in reversed_scale] == [True, False]
 
 
+def test_cells_without_a_color_leave_the_scale_to_the_others():
+    axes = alt.X("task:N"), alt.Y("arm:N")
+    for changes, limit in (([0.5, np.nan], 0.5), ([np.nan, np.nan], 1.0)):
+        cells = pd.DataFrame({"task": ["a", "b"], "arm": "c", "value": [0.5, 0.9], "change": changes})
+        (rect,) = marks(change_matrix(cells, *axes, "change", "R").to_dict(), "rect")
+        assert rect["encoding"]["color"]["condition"]["scale"]["domain"] == [-limit, limit]
+
+
 def test_values_of_few_columns_are_written_into_cells():
     axes = alt.X("head:O"), alt.Y("layer:O")
     for heads, texts in ((4, 1), (40, 0)):

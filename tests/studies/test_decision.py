@@ -65,6 +65,11 @@ def test_an_interval_decides_a_claim(direction, margin, lo, hi, decision):
     assert Criterion(direction, margin).decide(estimate) == decision
 
 
+def test_the_bound_of_a_claim_is_on_its_side_of_0():
+    bounds = {"lower": -0.2, "higher": 0.2, "not_higher": 0.2, "not_lower": -0.2, "within": None}
+    assert {direction: Criterion(direction, 0.2).bound for direction in bounds} == bounds
+
+
 def test_without_an_interval_nothing_is_tested():
     assert Criterion().decide(None) == Decision.NOT_TESTED
     assert Criterion().decide(paired_difference({0: 1.0}, {0: 2.0}, 0.9, "nats")) == Decision.NOT_TESTED

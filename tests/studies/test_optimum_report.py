@@ -27,4 +27,4 @@ def test_the_page_lists_every_group(law, tmp_path):
     assert len(table(law.record, law.form)) == 6 and table(law.record, None) == []
     law_report.write(tmp_path / "page.html", tmp_path, law.form, {"": law.record}, {"": law.rows}, None)
     page = (tmp_path / "page.html").read_text()
-    assert "Optima" in page and "quadratic surface" in page and "Excess loss vs learning rate" in page
+    assert "Optima" in page and "quadratic surface" in page and "Loss above the best run vs learning rate" in page

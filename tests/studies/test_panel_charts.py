@@ -22,13 +22,13 @@ def runs(tmp_path_factory):
             for seed in range(2):
                 loss = 3.0 - gain - size / 100 + 0.01 * seed
                 metrics = {LOSS: loss, "share": loss / 4, "at/0.1": loss, "at/0.5": loss - 1}
-                plant(folder, f"{arm}{size}", metrics, seed, arm=arm, model={"width": size})
+                plant(folder, f"{arm}{size}", metrics, seed, arm=arm, model={"width": size, "pixels": 100 * size})
     return read_runs(folder)
 
 
 def charts(runs, *figures, **options):
     base = {
-        "keys": {"arm": "study.arm", "size": {"source": "model.width", "title": "width"}},
+        "keys": {"arm": "study.arm", "size": {"source": "model.width", "title": "width"}, "pixels": "model.pixels"},
         "measures": {
             "loss": {"source": LOSS, "label": "loss", "unit": "nats", "reference": {"at": 2.0, "label": "human text"}},
             "share": {"source": "share", "label": "share"}, "at": "at/{weight}",
@@ -90,6 +90,9 @@ def test_lines_begin_at_a_level_and_have_a_panel_and_a_dash_for_others(runs):
     (chart,) = charts(runs, node).values()
     assert [panel["title"] for panel in chart["concat"]] == ["loss", "share"]
     assert set(colors(chart)) == {"plain", "new"}
+    (other,) = charts(runs, {**node, "y_titles": {"loss": "nats of loss"}, "x_as": "pixels"}).values()
+    assert other["concat"][0]["layer"][-1]["encoding"]["y"]["title"] == "nats of loss"
+    assert {row["size"] for row in datasets(other) if "size" in row} == {3200, 6400, 12800}
     (dashed,) = charts(runs, {**node, "series": [], "dash": "arm", "begin": None, "measures": "loss"}).values()
     assert {row["dash"] for row in datasets(dashed) if "dash" in row} == {"base", "plain", "new"}
 
@@ -126,7 +129,8 @@ def test_a_scatter_has_points_of_runs_a_fitted_line_and_a_path(runs):
 
 def test_claims_are_drawn_with_the_intervals_that_decide_them(runs):
     stated = [{"of": {"arm": "new"}, "against": {"arm": arm}, "equal": "learning_rate"} for arm in ("plain", "base")]
-    node = {"name": "a", "form": "estimates", "table": "Claims", "title": "C"}
+    stated[0]["margin"] = 0.05
+    node = {"name": "a", "form": "estimates", "table": "Claims", "title": "C", "names": {"base": "start"}}
     gaps = {"name": "b", "form": "estimates", "table": "Arms", "line": "arm", "title": "G"}
     contrasts = [{"title": "Arms", "of": {"arm": "new"}, "against": {"arm": "plain"}, "measures": "loss"}]
     found = Panel(
@@ -135,11 +139,12 @@ def test_claims_are_drawn_with_the_intervals_that_decide_them(runs):
     ).analyze(runs)  # fmt: skip
     figures = draw_all(found)
     drawn = {row["name"]: row for row in datasets(figures["a"]) if "name" in row}
-    assert [*drawn] == ["new \N{MINUS SIGN} base", "new \N{MINUS SIGN} plain"], "sorted by effect"
-    for result, other in zip(found.claims, ("plain", "base"), strict=True):
+    assert [*drawn] == ["new \N{MINUS SIGN} start", "new \N{MINUS SIGN} plain"], "sorted by effect"
+    for result, other in zip(found.claims, ("plain", "start"), strict=True):
         row = drawn[f"new \N{MINUS SIGN} {other}"]
         assert [row["value"], row["lo"], row["hi"]] == [getattr(result.estimate, end) for end in ("value", "lo", "hi")]
-    assert "hold together" in str(figures["a"]["title"]["subtitle"])
+    assert drawn["new \N{MINUS SIGN} plain"]["other"] == -0.05 and drawn["new \N{MINUS SIGN} start"]["other"] is None
+    assert "hold together" in str(figures["a"]["title"]["subtitle"]) and "ticks" in str(figures["a"]["title"])
     (row,) = [row for row in datasets(figures["b"]) if "value" in row]
     assert (row["lo"], row["hi"]) == (found.claims[0].estimate.lo, found.claims[0].estimate.hi), "as on the page"
 
@@ -155,11 +160,13 @@ def test_series_that_a_line_leaves_out_stand_side_by_side_under_their_names(runs
 def test_points_of_a_scatter_are_joined_colored_by_a_number_and_compared_with_equality(runs):
     node = {**SHOWN, "form": "scatter", "x": "loss", "y": "share"}
     joined = {**node, "name": "a", "series": "arm", "join": ["arm", "size"], "log": True}
-    colored = {**node, "name": "b", "color": "size", "equality": True}
+    colored = {**node, "name": "b", "color": "size", "equality": True, "pale": {"arm": "base"}}
     figures = charts(runs, joined, colored)
     paths = [row for row in datasets(figures["a"]) if "path" in row]
     assert len({row["path"] for row in paths}) == 3 and '"type": "log"' in json.dumps(figures["a"])
     ends = [row for row in datasets(figures["b"]) if "value" in row and row["value"] == row.get("loss")]
+    *_, pale, strong = (layer["mark"] for layer in figures["b"]["layer"])
+    assert pale["opacity"] < strong["opacity"] == 1
     assert len(ends) == 2 and "size" in json.dumps(figures["b"]["layer"][-1]["encoding"]["color"])
 
 

@@ -5,7 +5,7 @@ import pytest
 from kleiber.records.catalog import read_runs
 from kleiber.studies.panel import Panel
 from kleiber.studies.panel_declaration import Table
-from kleiber.studies.panel_figures import check, in_series, selected
+from kleiber.studies.panel_figures import check, in_series, note_of, selected
 
 from .panels import LOSS, plant
 
@@ -37,6 +37,7 @@ def test_figures_of_known_tables_measures_and_keys_are_accepted():
         ({**SCATTER, "path": {"table": "Means", "x": "loss", "y": "share", "order": "depth"}}, r"path\.order: depth"),
         ({**SCATTER, "path": {"tabel": "Means"}}, r"path\.tabel"),
         ({**SCATTER, "fit": {"by": "data"}}, r"fit\.by: data"),
+        ({**SCATTER, "pale": {"data": "a"}}, r"pale: data"),
     ],
 )
 def test_a_wrong_figure_is_refused_with_its_key(change, message):
@@ -95,3 +96,25 @@ def test_series_are_named_and_ordered_as_levels_are(runs):
     rows = selected(GOOD, view, {"Means": view.rows_of(view.tables["Means"])})
     named, order = in_series(rows, {**GOOD, "series": ["arm", "size"]}, view)
     assert order == ["first, 32", "first, 64", "second, 32", "second, 64"] and set(named["series"]) == set(order)
+
+
+@pytest.mark.parametrize(
+    ("samples", "by", "named"),
+    [
+        (["seed"], ["size"], "2 seeds"),
+        (["size", "seed"], ["arm"], "4 combinations of width and seed"),
+        (["size", "seed"], ["size"], "2 seeds"),
+        (["size"], ["arm"], "2 values of width"),
+    ],
+)
+def test_a_subtitle_says_what_the_samples_of_a_point_are(runs, samples, by, named):
+    keys = {"arm": "study.arm", "size": {"source": "model.width", "title": "width"}}
+    figure = {"name": "a", "form": "estimates", "table": "Means", "title": "A", "series": by}
+    means = [{"title": "Means", "by": by, "measures": "loss"}]
+    study = panel(keys=keys, samples=samples, means=means, contrasts=[], figures=[figure])
+    view = study.view(runs)
+    (table,) = view.tables.values()
+    rows = selected(figure, view, {"Means": view.rows_of(table)})
+    assert f"over {named};" in note_of(figure, view, rows)
+    alone = study.view([run for run in runs if run.config["seed"] == 0])
+    assert (", one seed each" in note_of(figure, alone, rows)) == ("values of" in named or "combinations" in named)

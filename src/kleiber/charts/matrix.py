@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import altair as alt
-import numpy as np
 
 from kleiber.charts.theme import PALETTE, Chart, Rows, apply_theme, title_above, with_title
 
@@ -25,7 +24,8 @@ def change_matrix(
     cell     width and height of a cell of a panel
     style    format of the values
     """
-    limit = float(np.nanmax(np.abs(rows["change"].to_numpy()))) or 1.0
+    largest = float(rows["change"].abs().max())  # nan without a colored cell
+    limit = largest if largest > 0 else 1.0
     fill = alt.Scale(scheme="redblue", domain=[-limit, limit], reverse=worse)
     color = alt.Color("change:Q", title=legend, scale=fill, legend=alt.Legend(gradientLength=120, titleLimit=200))
     color = alt.condition("isValid(datum.change)", color, alt.value("white"))

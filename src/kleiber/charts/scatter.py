@@ -20,12 +20,14 @@ def scatter(
     """Returns points of one or several tables over two axes.
 
     references  values of the horizontal and the vertical axis at which there are dashed lines
-    equality    draws a dashed line on which both are equal, over the values of the last table
+    equality    draws a dashed line on which both are equal, over the values of all tables with points
     """
     shown = [*tables]
     if equality:
         across = x.shorthand.partition(":")[0]
-        values = tables[-1].rows[[across, tables[-1].value]].to_numpy(dtype=float)
+        values = np.concatenate(
+            [marks.rows[[across, marks.value]].to_numpy(dtype=float) for marks in tables if marks.points]
+        )
         ends = pd.DataFrame({name: [values.min(), values.max()] for name in (across, "value")})
         shown.insert(0, Marks(rows=ends, line=1.0, dash=[5, 4], color="#666"))
     dashed = [

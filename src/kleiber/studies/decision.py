@@ -164,6 +164,18 @@ class Criterion:
             return None
         return "higher" if self.direction in ("higher", "not_lower") else "lower"
 
+    @property
+    def bound(self) -> float | None:
+        """The value below or above which it is claimed to be; None for direction=within."""
+        if self.direction == "within":
+            return None
+        return -self._upper if self.better == "higher" else self._upper
+
+    @property
+    def _upper(self) -> float:
+        """The bound below which it is claimed to be, with the other sign where "higher" is claimed."""
+        return self.margin if self.direction.startswith("not_") else -self.margin
+
     def decide(self, estimate: Estimate | None) -> Decision:
         """Decides by the interval of the quantity."""
         if estimate is None or estimate.lo is None or estimate.hi is None:
@@ -173,8 +185,7 @@ class Criterion:
             supported = -self.margin < lo and hi < self.margin
             contradicted = lo > self.margin or hi < -self.margin
         else:
-            bound = self.margin if self.direction.startswith("not_") else -self.margin
-            supported, contradicted = hi < bound, lo > bound
+            supported, contradicted = hi < self._upper, lo > self._upper
         if supported:
             return Decision.SUPPORTED
         return Decision.CONTRADICTED if contradicted else Decision.UNDECIDED

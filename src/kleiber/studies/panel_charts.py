@@ -15,6 +15,7 @@ from kleiber.charts.matrix import change_matrix, heat_map
 from kleiber.charts.scatter import scatter
 from kleiber.charts.series import Marks, arm_color, end_names, lines, scale_over
 from kleiber.charts.theme import (
+    BLUE,
     HEIGHT,
     PALETTE,
     Chart,
@@ -47,6 +48,8 @@ from kleiber.studies.panel_view import View
 
 DODGE = 0.012  # distance of lines that share values of the horizontal axis, so that their intervals are seen
 LINE = "#999"
+PALE = 0.4  # opacity of pale points
+TICK = {"shape": "M0,-1L0,1", "filled": False, "size": 160, "strokeWidth": 2, "color": BLUE}  # at bounds of claims
 STEP = 24  # height of a line of estimates
 HALF = 0.5  # of the scale of a measure, from which on its axis has all of it
 
@@ -59,9 +62,12 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
         by_measure, rows = True, rows.assign(below=[unit_title(node, view, name) for name in rows["measure"]])
     if "name" not in rows:
         rows = rows.assign(name=names_of(rows, view, line) if line else rows["series"])
+    else:
+        rows = rows.assign(name=renamed(rows["name"], mapping(node.get("names"), "names")))
     rows = rows.assign(better=[view.measures[name].better for name in rows["measure"]])
     rows = rows if node.get("sort") is False else by_effect(rows, line)
     kept = ["series", "name", "panel", "value", "lo", "hi", "reference", "better", *(["below"] if by_measure else [])]
+    kept += ["other"] if "other" in rows else []
     measure, shares = view.measures[str(rows["measure"].iloc[0])], rows[["value", "lo", "hi"]].to_numpy(dtype=float)
     limits = (
         None if by_measure or contrasts(node, view) or np.nanmax(shares) - np.nanmin(shares) < HALF else measure.limits
@@ -69,8 +75,16 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     title, dodge = text(node, "x_title") or value_title(node, view, rows), bool(line) and not {*series} <= {*line}
     return estimates(
         rows[kept].to_dict("records"), order, title, text(node, "title"), subtitle=note_of(node, view, rows),
-        dodge=dodge, own_scales=by_measure or measure.limits is None, domain=limits, step=36 if dodge else STEP,
+        dodge=dodge, own_scales=by_measure or measure.limits is None, domain=limits,
+        step=36 if dodge else STEP, other=TICK,
     )  # fmt: skip
+
+
+def renamed(names: Rows, others: Mapping[str, object]) -> Rows:
+    """Returns the names of claims in which labels of groups have other names."""
+    for label, name in others.items():
+        names = names.str.replace(label, str(name), regex=False)
+    return names
 
 
 def by_effect(rows: Rows, line: Sequence[str]) -> Rows:
@@ -100,7 +114,7 @@ def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     runs = view.table[view.table["measure"].isin(set(rows["measure"]))] if node.get("runs") else rows[:0]
     frames = []
     for part in (rows, view.chosen(runs, where_of(node, view))):
-        begun = with_beginning(part, node.get("begin"))
+        begun = in_units_of(with_beginning(part, node.get("begin")), x, text(node, "x_as"), view)
         frames.append(in_series(begun.assign(dash=names_of(begun, view, dash)), node, view))
     (rows, order), (runs, _) = frames
     rows = rows.assign(lo=np.nan, hi=np.nan) if node.get("runs") else rows
@@ -127,6 +141,8 @@ def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     y = alt.Y("value:Q", title=pointed(title, better), axis=alt.Axis(tickCount=6))
     y["scale"] = alt.Undefined if MEASURE in panel else scale
     units = {measure.label: pointed(measure.unit, measure.better) for measure in view.measures.values()}
+    for name, other in mapping(node.get("y_titles"), "y_titles").items():
+        units[view.measures[name].label] = str(other)
     return lines(
         tables, line_axis(node, view, rows, direct), y, text(node, "title"), log=bool(node.get("log")),
         color=series_color(node, view, order, drawn, legend=not direct and len(drawn) > 1),
@@ -150,6 +166,14 @@ def with_beginning(rows: Rows, begin: object) -> Rows:
     ((key, value),) = begin.items()
     first, others = rows[rows[key] == value], rows[rows[key] != value]
     return pd.concat([*(first.assign(**{str(key): name}) for name in dict.fromkeys(others[key])), others])
+
+
+def in_units_of(rows: Rows, x: str, other: str, view: View) -> Rows:
+    """Returns rows in which each value of the key `x` is replaced by the value that a key `other` has there."""
+    if not other:
+        return rows
+    values = view.table.dropna(subset=[x, other]).groupby(x)[other].first()
+    return rows.assign(**{x: rows[x].map(values).astype(float)})
 
 
 def shifted(rows: Rows, x: str, order: Sequence[str], linear: bool) -> list[float]:
@@ -177,7 +201,7 @@ def line_axis(node: Node, view: View, rows: Rows, direct: bool) -> Chart:
 
 def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
     """Returns one measure against another: a point for each row of the table, and smaller ones for runs."""
-    x, y, runs = text(node, "x"), text(node, "y"), node.get("runs")
+    x, y, runs, pale = text(node, "x"), text(node, "y"), node.get("runs"), mapping(node.get("pale"), "pale")
     keys = columns_of(view.tables[text(node, "table")])
     single = wide(view.chosen(view.table, where_of(node, view)), [*keys, "run"], x, y)
     frames = []
@@ -201,7 +225,9 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
         size, opacity = (40, 0.9) if runs == "only" else (18, 0.45)
         tables.append(Marks(rows=single, value=y, points=size, opacity=opacity, shape=shape))
     if runs != "only":
-        tables.append(Marks(rows=means, value=y, points=90, shape=shape))
+        is_pale = view.selected(means, pale) if pale else np.zeros(len(means), dtype=bool)
+        strengths = ((means[is_pale], 40, PALE), (means[~is_pale], 60 if pale else 90, 1.0))
+        tables += [Marks(rows=part, value=y, points=n, opacity=o, shape=shape) for part, n, o in strengths if len(part)]
     color = number_color(node, view) if node.get("color") else kind_color(
         drawn, "series", alt.Legend(columns=2) if node.get("shape") else alt.Legend() if drawn[1:] else None, order
     )  # fmt: skip
@@ -225,7 +251,7 @@ def number_color(node: Node, view: View) -> Chart:
     """Returns the colors of the values of a key, from dark to light."""
     name = text(node, "color")
     title = next(key.title for key in view.keys if key.name == name)
-    legend = alt.Legend(gradientLength=160, titleLimit=300)
+    legend = alt.Legend(gradientLength=160, titleLimit=300, gradientOpacity=1)
     return alt.Color(f"{name}:Q", title=title, scale=alt.Scale(scheme=PALETTE), legend=legend)
 
 

@@ -11,8 +11,10 @@ A line at 0 is drawn for tables of differences, and a line at the reference of a
 with the interval that decides it. Lines of estimates are sorted by their values unless `sort: false`; those whose
 `line` leaves out a key of `series` show its values side by side. Points of a scatter with `join: [KEY, ORDER]` are
 joined for each value of KEY in the order of ORDER; `log: true` makes its axes logarithmic, `color: KEY` colors by a
-number, and `equality: true` draws the line on which both measures are equal. `names: {LABEL: NAME}` calls series
-otherwise than tables do.
+number, `pale: {KEY: VALUE}` draws some rows pale, and `equality: true` draws the line on which both measures are equal.
+`names: {LABEL: NAME}` calls series, and groups of claims, otherwise than tables do. Panels of measures have their units
+as titles of their axes, or with `y_titles: {MEASURE: TITLE}` others, which do not say which side is better.
+Lines with `x_as: KEY` have the values of another key on their axis, which has one at each value of `x`.
 """
 
 from __future__ import annotations
@@ -38,11 +40,39 @@ FORMS = {  # the keys that each form needs, and those that it may have
     "estimates": (("table",), ("measures", "where", "series", "line", "panel", "x_title", "sort")),
     "lines": (
         ("table", "x"),
-        ("x_title", "y_title", "measures", "where", "series", "dash", "panel", "linear", "log", "begin", "runs"),
+        (
+            "x_title",
+            "y_title",
+            "y_titles",
+            "measures",
+            "where",
+            "series",
+            "dash",
+            "panel",
+            "linear",
+            "log",
+            "begin",
+            "runs",
+            "x_as",
+        ),
     ),
     "scatter": (
         ("table", "x", "y"),
-        ("where", "series", "shape", "runs", "path", "fit", "log", "join", "color", "equality", "x_title", "y_title"),
+        (
+            "where",
+            "series",
+            "shape",
+            "runs",
+            "path",
+            "fit",
+            "log",
+            "join",
+            "color",
+            "equality",
+            "pale",
+            "x_title",
+            "y_title",
+        ),
     ),
     "matrix": (("table", "x", "y"), ("measures", "where", "panel")),
     "distribution": (("measures",), ("where", "series")),
@@ -81,7 +111,10 @@ def check(nodes: Sequence[Node], tables: Mapping[str, Table], measures: Sequence
             refuse_unknown(f"{place}.{name}", texts(node.get(name), f"{place}.{name}"), [*columns, MEASURE])
         for name in ("measures", *(("x", "y") if form == "scatter" else ())):
             refuse_unknown(f"{place}.{name}", texts(node.get(name), f"{place}.{name}"), shown)
+        refuse_unknown(f"{place}.x_as", texts(node.get("x_as"), f"{place}.x_as"), keys)
+        refuse_unknown(f"{place}.y_titles", [*mapping(node.get("y_titles"), f"{place}.y_titles")], shown)
         refuse_unknown(f"{place}.where", [*mapping(node.get("where"), f"{place}.where")], keys)
+        refuse_unknown(f"{place}.pale", [*mapping(node.get("pale"), f"{place}.pale")], columns)
         path = entries(node.get("path"), f"{place}.path", ("table", "where", "x", "y", "order"))
         fit = entries(node.get("fit"), f"{place}.fit", ("where", "by"))
         if path:
@@ -183,12 +216,27 @@ def note_of(node: Node, view: View, rows: Rows) -> str:
     contrast = table is not None and bool(table.contrast)
     note = interval_note(
         view.level, rows, "mean differences" if contrast else "means", joint=table is not None and table.joint,
-        pooled=table is not None and table.pooled is not None,
+        pooled=table is not None and table.pooled is not None, samples=samples_of(table, view),
     )  # fmt: skip
     called = {view.measures[name].called for name in set(rows["measure"])} - {""}
     dashed = f"dashed: {', '.join(sorted(called))}" if called and not contrast else ""
     dashed = "dashed: no difference" if contrast and node["form"] in ("estimates", "lines") else dashed
-    return "; ".join(filter(None, (text(node, "subtitle"), note, dashed)))
+    ticks = "ticks: bounds of the claims" if "other" in rows and rows["other"].notna().any() else ""
+    return "; ".join(filter(None, (text(node, "subtitle"), note, dashed, ticks)))
+
+
+def samples_of(table: Table | None, view: View) -> str:
+    """Returns what the samples of a table's rows are, in the plural: seeds, or values of the keys that make them."""
+    if table is CLAIM_TABLE:
+        return "seeds" if [*view.samples] == ["seed"] else "samples"  # those of each claim are others
+    shown = [] if table is None else columns_of(table)
+    varied = [name for name in view.samples if name not in shown and view.table[name].nunique() > 1]
+    if varied in ([], ["seed"]):
+        return "seeds"
+    titles = {key.name: key.title for key in view.keys}
+    named = " and ".join(titles.get(name, name) for name in varied)
+    seeds = ", one seed each" if view.table["seed"].nunique() == 1 else ""
+    return f"{'combinations' if varied[1:] else 'values'} of {named}{seeds}"
 
 
 def value_title(node: Node, view: View, rows: Rows) -> str:

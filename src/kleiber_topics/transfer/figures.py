@@ -169,7 +169,8 @@ def gain_matrix(gaps: Sequence[Row]) -> Chart:
     cells = [
         {
             "series": f"{label(row['kind'])}, {share_label(row['share'])}" if kinds > 1 else share_label(row["share"]),
-            "task": label(row["task"]), "domain": label(domain_of(row["start"])), "change": row["value"],
+            "task": label(row["task"]), "domain": label(domain_of(row["start"])),
+            "change": row["value"] if is_decided(row) else math.nan,
             "value": row["value"], "text": cell_text(row),
         }
         for row in sorted(largest_texts(gaps), key=lambda row: (-row["share"], row["kind"], mean_last(row)))
@@ -179,8 +180,8 @@ def gain_matrix(gaps: Sequence[Row]) -> Chart:
     x = alt.X("task:N", title=None, sort=tasks, axis=alt.Axis(labelAngle=0))
     y = alt.Y("domain:N", title="pre-training text")
     note = (
-        "each number: the score after pre-training minus that of the same model from scratch, mean over seeds; in "
-        "parentheses: undecided, the interval of the difference includes 0"
+        "each number: the score after pre-training minus that of the same model from scratch, mean over seeds; "
+        "without a color and in parentheses: undecided, the interval of the difference includes 0"
     )
     return change_matrix(
         pd.DataFrame(cells), x, y, "difference in score", "Score gained by pre-training", subtitle=note, columns=kinds
@@ -200,7 +201,12 @@ def cell_text(row: Row) -> str:
     """The gain of a cell, in parentheses where its interval does not exclude zero."""
     text = f"{row['value']:+.3f}".replace("-", "\N{MINUS SIGN}")
     text = "0.000" if text[1:] == "0.000" else text
-    return text if row["lo"] is not None and (row["lo"] > 0 or row["hi"] < 0) else f"({text})"
+    return text if is_decided(row) else f"({text})"
+
+
+def is_decided(row: Row) -> bool:
+    """Whether the interval of a gain excludes 0."""
+    return row["lo"] is not None and (row["lo"] > 0 or row["hi"] < 0)
 
 
 def effective_data(factors: Sequence[Row], rows: Rows, level: float) -> Chart:

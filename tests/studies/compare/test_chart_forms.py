@@ -1,5 +1,7 @@
 """What the frontier of forgetting leaves out, and what figures say of their intervals."""
 
+import json
+
 import pandas as pd
 
 from kleiber.studies.compare import chart_forms as forms
@@ -13,6 +15,10 @@ def test_settings_far_beyond_the_frontiers_are_counted_and_not_drawn():
     assert "all 1 of LoRA" in str(forms.outside(pd.Series(["LoRA", "full"]), pd.Series([False, True])))
     assert max(row["target"] for table in drawn["datasets"].values() for row in table if "target" in row) == 1.3
     assert "loss 1.1 at" in str(forms.frontier(points, ["full", "rank 1"], 1.1).to_dict()["title"]["subtitle"])
+    near = forms.frontier(points, ["rank 1", "full"], 1.0).to_dict()
+    assert '"domain": ["full fine-tuning"], "range": ["square"]' in json.dumps(near), (
+        "a method outside has no entry, and its symbol"
+    )
 
 
 def test_the_level_of_intervals_is_told_only_where_there_are_any():

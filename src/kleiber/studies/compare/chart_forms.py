@@ -16,30 +16,36 @@ from kleiber.studies.laws.uncertainty import percent
 from kleiber.types import Row
 
 FORGETTING, TARGET = "forgetting F (nats per token)", "loss on the new text (nats per token)"
+SYMBOLS = (  # of Vega, in its order
+    "circle", "square", "triangle-up", "cross", "diamond", "triangle-right", "triangle-down", "triangle-left"
+)  # fmt: skip
 
 
 def interval_note(
-    level: float, rows: Sequence[Row] | Rows, points: str = "means", joint: bool = False, pooled: bool = False
-) -> str:
+    level: float, rows: Sequence[Row] | Rows, points: str = "means", joint: bool = False, pooled: bool = False,
+    samples: str = "seeds",
+) -> str:  # fmt: skip
     """Returns what a figure says of its points and intervals; "" where no row has an interval.
 
-    rows    columns lo and hi; n, on how many seeds a point rests; level, of its interval if it is not `level`
-    points  what points are
-    joint   whether the intervals hold together at `level`
-    pooled  whether their widths rest on the noise of seeds in all rows together
+    rows     columns lo and hi; n, on how many samples a point rests; level, of its interval if it is not `level`
+    points   what points are
+    joint    whether the intervals hold together at `level`
+    pooled   whether their widths rest on the noise of the samples in all rows together
+    samples  what they are, in the plural
     """
     table = pd.DataFrame(rows)
     if not np.isfinite(table["lo"].astype(float)).any():
         return ""
     counts = sorted({int(n) for n in table["n"]}) if "n" in table else []
-    seeds = f" over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" if counts else ""
-    drawn = f"points: {points}{seeds}; " if counts else ""
+    number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else ""
+    drawn = f"points: {points} over {number} {samples}; " if counts else ""
     levels = set(table["level"].dropna()) if "level" in table else set()
     claims = bool(levels - {level})
     bars = f"bars: {percent(level)} intervals"
     bars += " that hold together" if joint or (claims and len(levels) == 1) else ""
     bars += ", wider where claims are decided together" if claims and len(levels) > 1 else ""
-    return f"{drawn}{bars}{', the noise of all seeds pooled' * pooled}"
+    noise = "seeds" if samples == "seeds" else "samples"
+    return f"{drawn}{bars}{f', the noise of all {noise} pooled' * pooled}"
 
 
 def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt.TopLevelMixin:
@@ -74,7 +80,9 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
     )
     exact = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "target")]
     tips = ["series:N", "setting:N", alt.Tooltip("lr:Q", format=".2g"), "n:Q", *exact]
-    shape = alt.Shape("series:N", title=None, sort=names, scale=alt.Scale(domain=names))
+    drawn = [name for name in names if name in set(shown["series"])]
+    symbols = alt.Scale(domain=drawn, range=[SYMBOLS[names.index(name) % len(SYMBOLS)] for name in drawn])
+    shape = alt.Shape("series:N", title=None, sort=drawn, scale=symbols)
     dots = Marks(rows=shown, value="F", ends=("low", "high"), bars=0.5, points=50, opacity=0.9, shape=shape, tips=tips)
     path = Marks(rows=shown[shown["best"]], value="F", line=1.3, order="target")
 
@@ -82,9 +90,9 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
         """The panel of some of the arms."""
         tables = [replace(table, rows=table.rows[table.rows["series"].isin(arms)]) for table in (path, dots)]
         dashed = [reference_line(x, loss) for loss in lines_at]
-        return draw(tables, x, y, arm_color(names, arms, len(names) <= MOST), dashed)
+        return draw(tables, x, y, arm_color(names, arms, len(drawn) <= MOST), dashed)
 
-    return small_multiples(panel, names, "Forgetting vs loss on the new text", "; ".join(notes))
+    return small_multiples(panel, drawn, "Forgetting vs loss on the new text", "; ".join(notes))
 
 
 def arm_label(arm: str) -> str:

@@ -23,7 +23,7 @@ LABELS = {"lr": "learning rate", "batch": "batch (tokens)", "decay": "weight dec
 TOKENS = "training tokens D"
 INPUTS = {"N": "parameters N", "D": "training tokens D", "M": "tokens per parameter D/N"}
 BEYOND = 4.0  # the law is drawn up to this factor outside the fitted groups
-SHOWN = 0.05  # relative excess loss up to which runs are drawn
+SHOWN = {"lr": 5, "batch": 5, "decay": 8}  # percent of excess loss up to which runs are drawn
 
 
 def figures(record: Row, form: HyperparameterLaw, rows: Table | None) -> dict[str, Callable[[], Chart]]:
@@ -47,7 +47,7 @@ def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Char
     tokens = list(dict.fromkeys(round_count(number) for number in sorted({row["D"] for row in groups})))
     shape = alt.Shape("tokens:N", title=TOKENS, sort=tokens, scale=alt.Scale(domain=tokens))
     tips = ["size:N", "tokens:N", alt.Tooltip("value:Q", format=".3g"), alt.Tooltip("excess:Q", format=".2f")]
-    top, clip = 100 * SHOWN, {"clip": True}
+    top, clip = float(SHOWN[axis]), {"clip": True}
     tables = [
         Marks(rows=swept, value="excess", line=1.8, detail="group", points=44, shape=shape, point_style=clip, tips=tips)
     ]
