@@ -127,7 +127,7 @@ def test_a_key_that_a_run_leaves_out_has_its_default(folders, tmp_path, capsys):
     assert main(command) == 2 and "have the value True" in capsys.readouterr().err
     set_in_runs(tmp_path / "a", "model", attention=full | {"qk_norm": False})
     assert main(command) == 0
-    assert "QK-norm=True has a lower loss than QK-norm=False" in capsys.readouterr().out.replace("\n", " ")
+    assert "QK norm=True has a lower loss than QK norm=False" in capsys.readouterr().out.replace("\n", " ")
 
 
 @pytest.mark.slow

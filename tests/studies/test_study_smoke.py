@@ -146,7 +146,7 @@ STUDIES = {
         "",
         decision="not tested",
     ),
-    "mixture": Expected(["design.mixtures=4", "design.held_out=1", *NARROW], 5, ""),
+    "mixture": Expected(["design.mixtures=8", "design.held_out=2", *NARROW], 10, ""),
     "moe_gain": Expected(
         [
             "design.arms={moe:{stages.branches:[[4k,8k]]},dense:{stages.branches:[[4k,8k]]}}",

@@ -116,7 +116,7 @@ def test_scores_before_and_after_are_in_the_tables_and_figures(findings):
     assert {each["measure"] for each in findings.tables[SCORES]} == {LIFT_LABEL}, "of all instructions together"
     assert "sizes" not in findings.figures, "arms of one base differ by adapters alone"
     drawn = {name: draw().to_dict() for name, draw in findings.figures.items()}
-    assert colors(drawn["scores"]) == colors(drawn["losses"]) and "plain, before tuning" in str(drawn["losses"])
+    assert colors(drawn["scores"]) == colors(drawn["losses"]) and "before tuning" in str(drawn["losses"])
 
 
 @pytest.mark.slow

@@ -80,9 +80,7 @@ def test_figures_show_arms_ways_runs_and_weights(runs):
     charts = draw_all(declared("retrieval").analyze(runs))
     assert list(charts) == ["tradeoff", "sizes"]
     data = [each for values in charts["tradeoff"]["datasets"].values() for each in values]
-    assert {each["form"] for each in data if "form" in each} == {
-        "the model alone", "nearest neighbors", "BM25 text in front",
-    }  # fmt: skip
+    assert {each["form"] for each in data if "form" in each} == {"the model alone", "nearest neighbors"}
     assert sorted(each["weight"] for each in data if "weight" in each) == [0.0, 0.2, 0.5]
 
 

@@ -104,6 +104,6 @@ def test_seeds_are_kept_apart():
 @pytest.mark.slow
 def test_the_figures_have_a_panel_for_each_width(runs):
     charts = draw_all(declared("stability").analyze(runs))
-    assert [*charts] == ["loss", "logits"]
-    for text in map(str, charts.values()):
+    assert [*charts] == ["sensitivity", "loss", "logits"]
+    for text in map(str, (charts["loss"], charts["logits"])):
         assert "width 32" in text and "width 64" in text and "learning rate" in text and "QK-norm" in text
