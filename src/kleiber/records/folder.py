@@ -158,8 +158,9 @@ def readable_name(overrides: Iterable[str], model: str, differing: Collection[st
             continue
         if key == "model" or any(key == name or key.startswith((name + ".", name + "/")) for name in NOT_IDENTITY):
             continue
-        is_text = value.startswith(("'", '"'))  # such as a template
-        if is_text if differing is None else value == "null" or key not in {*differing, *KIND_GROUPS}:
+        if differing is not None and (value == "null" or key not in {*differing, *KIND_GROUPS}):
+            continue
+        if differing is None and value.startswith(("'", '"')):  # text, such as a template
             continue
         last = re.split(r"[./@]", key)[-1]
         named = Path(value).name if last == "path" else last + value
