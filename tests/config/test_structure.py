@@ -45,8 +45,8 @@ def test_a_value_of_another_form_is_refused_with_its_key(changes, message):
         complete_config(CONFIG | changes, [])
 
 
-def test_a_stage_that_names_a_choice_is_told_where_its_node_is():
-    with pytest.raises(ConfigError, match=r"stages\.chain\.b\.objective=mlm .* objective/mlm\.yaml"):
+def test_a_stage_that_names_a_choice_is_told_its_node():
+    with pytest.raises(ConfigError, match=r"stages\.chain\.b\.objective=mlm .* kleiber\.objectives\.MLM"):
         check_structure(CONFIG | chain({"a": {}, "b": {"objective": "mlm"}}))
 
 

@@ -34,6 +34,13 @@ def test_a_study_starts_a_sweep_and_is_reported_at_the_end(seeds, tmp_path, monk
     assert study["min_tokens"] != other["min_tokens"] == "3k" and study["_target_"] == other["_target_"]
 
 
+def test_a_study_that_cannot_analyze_its_runs_ends_with_2_unless_it_is_a_trial(seeds, monkeypatch):
+    monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *_: 2)
+    study = ["study=scaling", "launcher=basic", "design.widths=[32,48,64]", "design.seeds=1"]
+    assert main(study) == 2
+    assert main([*study, "trainer.max_steps=5"]) == main([*study, "study.max_cells=3"]) == 0
+
+
 def test_max_cells_and_seeds_of_a_study_change_the_sweep(seeds, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *_: 0)
     study = ["study=scaling", "launcher=basic", "design.widths=[32,64]"]

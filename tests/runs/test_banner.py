@@ -1,6 +1,7 @@
 """The banner before training, against what the run then records."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,6 +98,12 @@ def test_a_budget_that_repeats_the_data_is_named_with_its_value(launch, capsys, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("limit", "stop", "is_trial"), [(None, 100, False), (100, 100, False), (10, 10, True)])
+def test_a_trial_that_keeps_the_schedule_of_its_budget_is_told(limit, stop, is_trial):
+    text = banner.of_a_trial(SimpleNamespace(max_steps=limit, stop_step=stop, steps=100))
+    assert ("budget.steps=10" in text) == is_trial == bool(text)
+
+
 def test_a_dry_run_tells_the_same(launch, capsys, tmp_path):
     path = tmp_path / "few.txt"
     path.write_text("a few words of text " * 40)

@@ -94,6 +94,12 @@ def test_a_side_that_is_only_a_bound_decides_no_claim_that_it_could_turn(value, 
     assert result.decision == decision and result.estimate.lo == pytest.approx(value - 0.1)
 
 
+@pytest.mark.parametrize(("direction", "decision"), [("within", "not tested"), ("lower", "undecided")])
+def test_samples_without_any_noise_support_no_equality(direction, decision):
+    (result,) = decide_together([ask([0.0, 0.0, 0.0], direction, margin=0.1 * (direction == "within"))], 0.9)
+    assert result.decision == decision
+
+
 @pytest.mark.slow
 def test_equal_arms_are_told_apart_in_at_most_a_tenth_of_studies():
     draw = np.random.default_rng(0)

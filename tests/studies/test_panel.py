@@ -1,5 +1,7 @@
 """Panels find what was planted, guard their claims, refuse what they cannot read, and cover as often as they say."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -190,6 +192,19 @@ def test_a_claim_about_another_measure_or_about_no_group_is_refused():
         panel({"of": {"arm": "new"}, "against": {"arm": "plain"}, "equal": "target_loss"})
     with pytest.raises(ValueError, match=r"study\.claims\[1\]: .*of="):
         panel({"of": {"arm": "new"}}, {"against": {"arm": "new"}})
+
+
+def test_sources_and_values_that_no_planned_run_has_are_told_before_training():
+    def points(arms):
+        configs = [{"study": {"arm": arm}, "model": {"width": 32}, "seed": 0} for arm in arms]
+        return [PlannedPoint(Path(str(at)), config, 1e5, 1e6) for at, config in enumerate(configs)]
+
+    claim = {"of": {"arm": "new"}, "against": {"arm": "plain"}}
+    assert panel(claim).check_plan(points(ARMS)) == []
+    (warning,) = panel(claim, {**claim, "against": {"arm": "plane"}}).check_plan(points(ARMS))
+    assert "study.claims[1]" in warning and "arm=plane" in warning
+    with pytest.raises(ValueError, match=r"study\.keys\.size: .*model\.wdth.* Did you mean 'model\.width'"):
+        panel(keys={"arm": "study.arm", "size": "model.wdth"}).check_plan(points(ARMS))
 
 
 @pytest.mark.slow

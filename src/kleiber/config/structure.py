@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kleiber.config.check import NODES, OPTIONAL, check_plain, require_mapping, require_node
-from kleiber.config.compose import find_choice
+from kleiber.config.compose import find_choice, read_choice
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import LATER_STAGE_KEYS, STAGE_KEYS, Budget
 from kleiber.types import Config
@@ -53,5 +53,6 @@ def _check_stage(path: str, changes: object) -> None:
             check_plain(f"{path}.budget", Budget, value)
         elif not isinstance(value, Mapping):
             is_choice = isinstance(value, str) and find_choice(key, value) is not None
-            fix = "" if not is_choice else f", not the name of a choice: write its node, as in {key}/{value}.yaml"
+            target = read_choice(key, str(value)).get("_target_") if is_choice else None
+            fix = f", not the name of a choice: write its node, {{_target_: {target}, ...}}" if target else ""
             raise ConfigError(f"{path}.{key}={value} must be a mapping{fix}")

@@ -39,7 +39,8 @@ from kleiber.launch.speed import Speed, step_seconds
 from kleiber.records.folder import status, summary_facts, write_config
 from kleiber.records.locks import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
-from kleiber.runs.banner import describe_stages, reading_warnings
+from kleiber.runs.banner import reading_warnings
+from kleiber.runs.dry_run import describe_stages
 from kleiber.runs.recorded_config import keep_tokenizer
 from kleiber.runs.run import plan_stages
 from kleiber.runs.stage_tree import Stage

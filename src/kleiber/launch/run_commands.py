@@ -20,7 +20,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of runs, such as multirun/f
 
 
 def runs(
-    folder: Folder,
+    folder: Folder = Path("multirun"),
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
     status: Annotated[str | None, typer.Option(help=f"List only runs with this status: {', '.join(Status)}.")] = None,
     filter: Annotated[

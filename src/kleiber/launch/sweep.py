@@ -66,6 +66,7 @@ class Sweep:
         self.composed: dict[tuple[str, ...], Cell] = {}
         self.overrides: Sequence[Sequence[str]] = ()
         self.checked = False
+        self.is_trial = False
         self.folder: Path | None = None
         self.study_folder: Path | None = None
         self.study: Json = {}
@@ -94,7 +95,8 @@ class Sweep:
             failed = f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish"
             print_line(f"{failed}; see the lines above, and log.txt in the folders of those that started")
             return ExitCode.PARTLY_FAILED
-        return reported
+        is_refused = reported == ExitCode.BAD_INPUT  # a trial may be too short to analyze
+        return ExitCode.DONE if is_refused and self.is_trial else reported
 
     def __call__(self, cfg: DictConfig) -> int:
         """Raises NotImplementedError: Hydra wants a task function, which kleiber's launcher never calls."""
@@ -155,7 +157,9 @@ class Sweep:
         self.checked = True
         first = next(iter(cells.values()))
         study = build_study(first.config)
-        if study is None or study.max_cells is not None or first.config["trainer"].get("max_steps") is not None:
+        is_part = study is not None and study.max_cells is not None
+        self.is_trial = is_part or first.config["trainer"].get("max_steps") is not None
+        if study is None or self.is_trial:
             return
         home = first.folder.parent
         finished = [run for run in (read_runs(home) if home.is_dir() else []) if run.finished]
@@ -247,7 +251,7 @@ class Sweep:
 def write_report(folder: Path, study: Config) -> int:
     """Writes the report of a study on its finished runs, and logs it to W&B if one of its runs is logged there.
 
-    Returns the exit code of its claims. That the runs are too few to analyze is printed and no error of the sweep.
+    Returns the exit code of its claims, or that of bad input where the study cannot analyze the runs, which is printed.
 
     Also writes the node `study` of this command line to study.yaml, because cells may have been trained with another.
     """
@@ -255,8 +259,7 @@ def write_report(folder: Path, study: Config) -> int:
 
     make_folder(folder)
     write_yaml(folder / "study.yaml", study)
-    code = make_report(folder, mirror=any(folder.glob("*/wandb/*run-*")), laws=False)
-    return ExitCode.DONE if code == ExitCode.BAD_INPUT else code
+    return make_report(folder, mirror=any(folder.glob("*/wandb/*run-*")), laws=False)
 
 
 def with_archived_folder(cell: Cell, archived: Mapping[str, Run]) -> Cell:

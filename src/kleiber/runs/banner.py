@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from kleiber.config.stages import Budget, quantity
 from kleiber.data.corpus import TextCorpus
-from kleiber.optimizers.schedules import sparkline
 from kleiber.records.closing_table import command, format_number
 from kleiber.records.terminal import wrapped
+from kleiber.runs.plan import Plan
 from kleiber.runs.stage_evaluation import scored_tokens, token_limit, validation_interval
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training.trainer import Local, has_amx, peak_flops
@@ -122,6 +122,18 @@ def describe_steps(stage: Stage) -> str:
     return (
         f"{steps:,} steps of {plan.batch_tokens:,} tokens{start}{data}: {tokens:,} tokens "
         f"({format_number(tokens / plan.parameters.active)} per active parameter{epochs}), objective {objective}"
+        f"{of_a_trial(plan)}"
+    )
+
+
+def of_a_trial(plan: Plan) -> str:
+    """Returns what trainer.max_steps leaves out of a stage; "" where it leaves out nothing."""
+    limit = plan.max_steps
+    if limit is None or not plan.stop_step == limit < plan.steps:
+        return ""
+    return (
+        f"; trainer.max_steps={limit} ends a trial of {plan.steps:,} steps and keeps their schedule: "
+        f"for a run of {limit} steps write budget.steps={limit}"
     )
 
 
@@ -156,53 +168,3 @@ def precision_advice(hardware: Local) -> list[str]:
             share = f"{bf16 / fp32:.1f} of the speed of those in fp32"
             return [f"products in bf16 have {share} on this processor: trainer.precision=32 is faster"]
     return []
-
-
-def describe_stages(stages: Sequence[Stage]) -> list[str]:
-    """Returns the lines that a dry run prints: parameters, data, steps, FLOPs and learning rate of the stages."""
-    is_chain = len(stages) > 1 and not any(stage.continues for stage in stages)
-    if is_chain:
-        lines: list[str] = []
-        for stage in stages:
-            lines += [f"stage {stage.name}", *_plan_lines([stage])]
-        return lines + _start_lines(stages)
-    lines = _plan_lines(stages)
-    return [*lines, *_start_lines(stages), _saving_line(stages)] if len(stages) > 1 else lines
-
-
-def _plan_lines(stages: Sequence[Stage]) -> list[str]:
-    """Lines on the last stage of a tree, with the FLOPs of all of them."""
-    plan = stages[-1].plan
-    parameters, trained = plan.parameters, sum(stage.steps for stage in stages) * plan.batch_tokens
-    unique = f"{plan.corpus.train.num_tokens:,} unique training tokens, {plan.epochs:.2f} epochs"
-    rows = [f"{label:<12} {line}" for label, line in reading_rows(stages)]
-    return [
-        f"parameters   {parameters.total:,} total, {parameters.active:,} active, "
-        f"{parameters.non_embedding:,} outside embeddings",
-        f"data         {plan.corpus.name}: {unique if plan.corpus.train.random_access else 'encoded while training'}",
-        *rows,
-        f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
-        f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
-        f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "
-        f"{6 * parameters.active * trained:.3g})",
-        *([] if plan.privacy is None else [f"privacy      {plan.privacy.describe(plan.stop_step)}"]),
-        f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
-        f"{sparkline(plan.schedule, plan.steps)}",
-    ]
-
-
-def _start_lines(stages: Sequence[Stage]) -> list[str]:
-    """A line per stage on the stage and the step that it starts from."""
-    lines = []
-    for stage in stages:
-        start = f"from {stage.parent}" if stage.parent else "from the start"
-        first = stage.branch_step if stage.continues else 0
-        lines.append(f"stage        {stage.name}: {start}, steps {first:,} to {stage.plan.stop_step:,}")
-    return lines
-
-
-def _saving_line(stages: Sequence[Stage]) -> str:
-    """How many steps a tree saves over a separate run for each branch."""
-    trained = sum(stage.steps for stage in stages)
-    separate = sum(stage.plan.stop_step for stage in stages if stage.parent)
-    return f"saving       {1 - trained / separate:.0%}: {trained:,} steps instead of {separate:,} in separate runs"

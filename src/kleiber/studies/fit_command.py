@@ -199,7 +199,7 @@ def _written(context: typer.Context) -> list[str]:
 
 def predict(
     context: typer.Context,
-    laws_json: Annotated[Path, typer.Argument(metavar="LAWS.json")],
+    laws_json: Annotated[Path, typer.Argument(metavar="LAWS.json", help="the law, or the folder of a study")],
     at: PointOrGroup = None,
     on: Annotated[
         Path | None, typer.Option(metavar="TABLE", help="predict the rows of this table and compare with their losses")
@@ -231,6 +231,7 @@ def predict(
     from kleiber.studies.laws.laws_json import law_of, read
 
     try:
+        laws_json = laws_json / "laws.json" if laws_json.is_dir() else laws_json
         record, words = table_laws.read_record(laws_json), list(at or ())
         entry, most = record or read(laws_json, law), float("inf") if force else max_decades
         if entry["schema"] == "kleiber.laws/1":

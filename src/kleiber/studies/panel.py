@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kleiber.config.errors import did_you_mean
+from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run, score_of
 from kleiber.studies import panel_figures
-from kleiber.studies.claims import Claim, Levels, Result, Selection, chosen_levels, decide_together, expand
+from kleiber.studies.claims import EXTREMES, Claim, Levels, Result, Selection, chosen_levels, decide_together, expand
 from kleiber.studies.compare.arms import arm_name, not_ready, planned_arms
 from kleiber.studies.compare.places import refuse_twins
 from kleiber.studies.compare.rows import Rows
@@ -136,6 +138,11 @@ def claims_at(place: str, node: Config, levels: Levels) -> list[Claim]:
         raise ValueError(f"{place}: {error}") from None
 
 
+def is_of_stage(source: str) -> bool:
+    """Whether a run has the value of a key only after its last stage."""
+    return source.startswith(STAGE)
+
+
 def refuse_selection(place: str, side: Selection, levels: Levels) -> None:
     """Raises ValueError, which names the key, for a value of a key that is neither one, a list, nor {not: [...]}."""
     for key, value in side.items():
@@ -251,14 +258,15 @@ class Panel(ClaimStudy):
         return tables
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Warns of a law that the points cannot determine.
+        """Warns of a law that the points cannot determine, and of claims about values that no point has.
 
-        Raises ValueError as `refuse_twins` where planned runs have the same keys and seed.
+        Raises ValueError as `refuse_twins` where planned runs have the same keys and seed, and for a key whose sources
+        no point has.
         """
         measures, keys = self.read()
         placed, places = [], []
         for point in points:
-            unknown = {source: point.folder.name for key in keys for source in key.sources if source.startswith(STAGE)}
+            unknown = {source: point.folder.name for key in keys for source in key.sources if is_of_stage(source)}
             planned = {f"{STAGE}params.total": point.N, f"{STAGE}params.active": point.N, f"{STAGE}tokens": point.D}
             levels = levels_of(point.config, unknown | planned, keys)
             places.append(dict(levels))
@@ -267,8 +275,26 @@ class Panel(ClaimStudy):
                 place = ", ".join(f"{name} {value}" for name, value in levels.items())
                 placed.append((place, point.folder.name, point.config))
         refuse_twins(placed)
+        for key in (key for key in keys if key.sources and not any(place[key.name] is not None for place in places)):
+            names, near = " or ".join(key.sources), did_you_mean(key.sources[0], flatten(points[0].config))
+            raise ValueError(f"study.keys.{key.name}: no planned run has {names} in its config.{near}")
         law = read_law(self.law, [measure.name for measure in measures], [key.name for key in keys])
-        return [] if law is None else law.plan_warnings(places)
+        return [*self.untested(places, measures, keys), *(() if law is None else law.plan_warnings(places))]
+
+    def untested(self, places: Sequence[Row], measures: Sequence[Measure], keys: Sequence[Key]) -> list[str]:
+        """Returns which claims name a value that none of the planned places has."""
+        known = (key.name for key in keys if key.sources and not any(map(is_of_stage, key.sources)))
+        planned = {name: list(dict.fromkeys(place[name] for place in places)) for name in known}
+        texts, first = [], {"measure": measures[0].name}
+        levels: Levels = {key.name: planned.get(key.name, [0]) for key in keys}
+        for at, node in enumerate(self.claims):
+            sides = [side for claim in expand({**first, **node}, levels) for _, side in claim.sides]
+            pairs = [pair for side in sides for pair in side.items() if isinstance(pair[1], str | int | float)]
+            for name, value in dict.fromkeys(pairs):
+                if value not in (*planned.get(name, [value]), *EXTREMES):
+                    names = ", ".join(map(str, planned[name]))
+                    texts.append(f"study.claims[{at}] will not be tested: {name}={value} is none of {names}")
+        return texts
 
     def view(self, runs: Sequence[Run], is_read: Callable[[Run, Json], bool] = every_stage) -> View:
         """Returns the table of the runs, and what it is read by.

@@ -263,10 +263,15 @@ def arm_from_rows(
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
     """Why an arm with these learning rates is untuned; empty when it is tuned."""
-    if len(lrs) < LRS:
-        return f"{len(lrs)} learning rate{'s' * (len(lrs) != 1)}, and {LRS} are needed"
-    if best in (lrs[0], lrs[-1]):
+    if len(lrs) >= LRS and best in (lrs[0], lrs[-1]):
         return f"its best learning rate {best:g} is the {'least' if best == lrs[0] else 'largest'} that was tried"
+    return too_few(len(lrs), seeds)
+
+
+def too_few(lrs: int, seeds: int) -> str:
+    """Why no arm with so many learning rates and seeds is tuned; "" where one may be."""
+    if lrs < LRS:
+        return f"{lrs} learning rate{'s' * (lrs != 1)}, and {LRS} are needed"
     return "" if seeds >= SEEDS else f"{seeds} seed{'s' * (seeds != 1)}, and {SEEDS} are needed"
 
 

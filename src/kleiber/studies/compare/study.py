@@ -28,6 +28,7 @@ from kleiber.studies.compare.arms import (
     not_ready,
     planned_arms,
     read_ladders,
+    too_few,
 )
 from kleiber.studies.compare.costs import arms_without_latency, cost_table
 from kleiber.studies.compare.differences import (
@@ -145,9 +146,10 @@ class Compare(ClaimStudy):
         return {arm: declared.get(arm, text) for arm, text in arm_labels(runs, arm_of).items()}
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError for arms of equal configs, fewer than two arms, and a claim about an arm without runs.
+        """Warns of arms that have too few learning rates or seeds to be tuned, so that their claims are not tested.
 
-        Also where two planned runs of an arm are at the same tokens, rate and seed.
+        Raises ValueError for arms of equal configs, fewer than two arms, a claim about an arm without runs, and two
+        planned runs of an arm at the same tokens, rate and seed.
         """
         planned = [point.config["study"].get("arm") for point in points]  # None: a base that arms start from
         arms = list(dict.fromkeys(str(name) for name in planned if name is not None))
@@ -161,7 +163,13 @@ class Compare(ClaimStudy):
         configs = [point.config for point in points if point.config["study"].get("arm") is not None]
         self.require_arms(self.levels(arms, configs))
         refuse_planned_twins(points, lambda config: self.name_of(config["study"].get("arm"), config))
-        return []
+        grids: dict[str, tuple[set[object], set[object]]] = {arm: (set(), set()) for arm in arms}
+        for config in configs:
+            rates, seeds = grids[str(config["study"]["arm"])]
+            rates.add((config.get("optimizer") or {}).get("lr"))
+            seeds.add(config["seed"])
+        shortages = {arm: why for arm, grid in grids.items() if (why := too_few(*map(len, grid)))}
+        return [f"claims will not be tested: {arm} has {why}" for arm, why in shortages.items()]
 
     def name_of(self, arm: str | None, config: Config) -> str | None:
         """The name of an arm with the values of `keys` that a config of it has; None without an arm."""

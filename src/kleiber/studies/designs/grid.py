@@ -252,5 +252,8 @@ def kept_arms(arms: Mapping[str, Mapping[str, Values] | None]) -> dict[str, dict
     """Returns the arms that are not null. Raises ValueError if there is none."""
     kept = {name: dict(arm) for name, arm in arms.items() if arm is not None}
     if not kept:
-        raise ValueError(f"design.arms={dict(arms)} must have at least one arm")
+        raise ValueError(
+            f"design.arms={dict(arms)} must have at least one arm: write the overrides of each under its name, as in "
+            "'design.arms={adamw: {optimizer: adamw}, lion: {optimizer: lion}}'"
+        )
     return kept
