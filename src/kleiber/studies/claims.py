@@ -365,8 +365,8 @@ def decide(question: Question, level: float, spread: Spread | None = None) -> Re
         return Result(**fields, decision=Decision.NOT_TESTED, why=problem)
     criterion = question.claim.criterion
     decision = criterion.decide(question.tested(estimate))
-    if estimate.lo == estimate.hi == 0 and decision != Decision.UNDECIDED:
-        problem = f"{question.claim.measure} is exactly equal on both sides in every sample, so its noise is not measured"
+    if estimate.lo == estimate.hi == 0 and question.claim.direction == "within":
+        problem = f"{question.claim.measure} is equal on both sides in every sample, so its noise is not measured"
         return Result(**fields, decision=Decision.NOT_TESTED, why=problem)
     why = f"the {level:.1%} interval is {format_interval(estimate.lo, estimate.hi, '.4g')}"
     undecided = decision == Decision.UNDECIDED and spread is not None
