@@ -41,6 +41,8 @@ NEEDS["stages/chain"] = [f"stages.chain={{first:{{}},second:{OTHER_TEXT}}}"]
 NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "data/judged": ["data.model=start"]}
 NEEDS |= {f"data/answers/{name}": ["data.model=start"] for name in ("right", "pairs")}
 NEEDS |= {"evals/divergence": ["evals.divergence.model=start"], "study/rl_forgetting": ["init.path=RUN"]}
+PROXY = ["evals.proxy_reward.start=start", "evals.proxy_reward.reward_path=RUN"]
+NEEDS |= {"evals/proxy_reward": PROXY, "study/rlhf": PROXY[1:]}
 
 
 def split(choice: str) -> tuple[str, str]:

@@ -112,7 +112,16 @@ def overrides(choice: str) -> list[str]:
         "memorization",
     )
     gone |= dict.fromkeys(
-        (*names, "chain_of_thought", "instructions", "collaboration", "equalized", "retrieval", "rl_forgetting"),
+        (
+            *names,
+            "chain_of_thought",
+            "instructions",
+            "collaboration",
+            "equalized",
+            "retrieval",
+            "rl_forgetting",
+            "rlhf",
+        ),
         (*gone["study"], "data"),
     )
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())

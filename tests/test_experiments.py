@@ -97,7 +97,8 @@ def test_the_cap_holds_for_other_trainers_and_after_other_experiments():
     "study", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in STUDIES]
 )
 def test_the_cap_holds_for_a_study(study):
-    start = ["init.path=RUN"] if study == "rl_forgetting" else []  # the run from which all arms start
+    path = "evals.proxy_reward.reward_path=RUN"
+    start = {"rl_forgetting": ["init.path=RUN"], "rlhf": [path]}.get(study, [])  # runs to start from
     config, _ = composed(f"study={study}", *start, "experiment=smoke")
     check(config)
     plain, _ = composed(f"study={study}", *start)

@@ -53,6 +53,10 @@ OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/
 BIAS = ["design.arms={substitution:null,augmentation:null}", "design.seeds=1", "design.tokens=5k"]
 
 
+TASTE = [
+    "data.prompts={data}/tiny.txt", "data.pairs=12", "data.judgments=8", "data.noise=0.2", "data.answer_tokens=24",
+    "data.utility={_target_: kleiber_topics.judging.WordShare, words: [e,t,a,o,i,n,s,r,h,l,d,c,m,u]}",
+]  # fmt: skip
 BY_LOSSES = (  # verdicts on a law that depend on the losses
     "approaches_disagree biased detectable fits_within_noise ill_conditioned lack_of_fit no_law not_settled "
     "overconfident pre_asymptotic settled suspects transient_not_tested"
@@ -214,6 +218,20 @@ STUDIES = {
         "",
         decision="not tested",
     ),
+    "rlhf": Expected(
+        [
+            "init=checkpoint",
+            "init.path={dense}",
+            "data.model={dense}",
+            "evals.proxy_reward.reward_path={taste}",
+            *TASTE,
+            "evals.perplexity.data=[{data}/tiny.txt]",
+            "design.seeds=1",
+        ],
+        3,
+        "",
+        decision="not tested",
+    ),
     "schedules": Expected(["design.seeds=1", "design.law=null"], 3, "", decision="not tested"),
     "stability": Expected(["design.lrs=[0.003,0.03]", "design.seeds=2"], 32, ""),
     "transfer": Expected(TRANSFER, 9, "", decision="not tested"),
@@ -227,7 +245,7 @@ STUDIES = {
 
 
 # A quarter of a minute or more.
-LONG = ("collaboration", "collapse", "memorization", "needle", "retrieval", "rl_forgetting")
+LONG = ("collaboration", "collapse", "memorization", "needle", "retrieval", "rl_forgetting", "rlhf")
 CODES = {None: 0, "supported": 0, "undecided": 3, "not tested": 3, "contradicted": 5}
 
 
@@ -235,7 +253,10 @@ def start(name, root):
     """Trains and analyzes a study; returns its folder. The exit code is that of its claims."""
     overrides = [text.replace("{data}", str(REPOSITORY / "tests/data")) for text in STUDIES[name].overrides]
     if any("{dense}" in text for text in overrides):
-        overrides = [text.replace("{dense}", str(trained_base(root))) for text in overrides]
+        base = str(trained_base(root))
+        overrides = [text.replace("{dense}", base) for text in overrides]
+    if any("{taste}" in text for text in overrides):
+        overrides = [text.replace("{taste}", str(reward_model(root, base))) for text in overrides]
     words = [f"study={name}", *SMOKE, *SMALL, *overrides, f"root={root}"]
     data = [word for word in overrides if word.startswith("data=")]
     if "max_bytes" in Composer().compose([f"study={name}", *data])["data"]:
@@ -249,6 +270,14 @@ def trained_base(root):
     """The dense run that upcycling starts from."""
     assert main([*SMOKE, *SMALL, *NARROW, f"root={root}"]) == 0
     return next(root.glob("runs/*"))
+
+
+def reward_model(root, base):
+    """The reward model of study=rlhf."""
+    judged = [text.replace("{data}", str(REPOSITORY / "tests/data")) for text in TASTE]
+    start = ["init=checkpoint", f"init.path={base}", "data=judged", f"data.model={base}", "objective=reward"]
+    assert main([*SMOKE, *SMALL, *NARROW, *start, *judged, "name=taste", f"root={root}"]) == 0
+    return next(root.glob("taste/*"))
 
 
 def test_every_study_has_its_line():

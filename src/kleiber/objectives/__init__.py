@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from kleiber.types import lazy_exports
 
 if TYPE_CHECKING:
-    from kleiber.objectives.answer_rewards import VERIFIER, Answer, AnswerRewards
+    from kleiber.objectives.answer_rewards import VERIFIER, Answer, AnswerRewards, RewardModel
     from kleiber.objectives.clm import CLM, next_token_inputs
     from kleiber.objectives.dpo import answer_log_probs
     from kleiber.objectives.rollouts import (

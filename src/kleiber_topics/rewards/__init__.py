@@ -6,9 +6,11 @@ EXPORTS = {
     "AnswerPairs": "own_answers",
     "Countdown": "problems",
     "Divergence": "divergence",
+    "ProxyReward": "proxy_reward",
     "RightAnswers": "own_answers",
     "Sorting": "problems",
     "matched_forgetting": "matched",
+    "scores_at_distances": "over_optimization",
 }
 REWARDS = {
     "arithmetic": "verifiers.arithmetic",
