@@ -96,7 +96,11 @@ def _rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Chunk(NamedTuple):
-    """How a chunk's logits are computed (in `dtype`, times `multiplier`, capped), and which gradients are needed."""
+    """How a chunk's logits are computed (in `dtype`, times `multiplier`, capped), and which gradients are needed.
+
+    In bf16 the rows are multiplied before they are rounded, which saves two passes over the logits. In fp32 the logits
+    are, so that runs keep their digits.
+    """
 
     multiplier: float
     soft_cap: float | None
@@ -104,10 +108,19 @@ class _Chunk(NamedTuple):
     grad_hidden: bool
     grad_weight: bool
 
-    def logits(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    @property
+    def of_rows(self) -> float:
+        """The factor of the rows."""
+        return self.multiplier if self.dtype == torch.bfloat16 else 1.0
+
+    def features(self, rows: Tensor) -> Tensor:
+        """The rows as they enter the products."""
+        return (rows if self.of_rows == 1 else rows * self.of_rows).to(self.dtype)
+
+    def logits(self, features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits in at least fp32, and tanh(raw / soft_cap), from which the derivative of the cap follows."""
-        raw = (rows @ weight.T).to(torch.promote_types(self.dtype, torch.float32))
-        if self.multiplier != 1:
+        raw = (features @ weight.T).to(torch.promote_types(self.dtype, torch.float32))
+        if self.multiplier != self.of_rows:
             raw *= self.multiplier
         if self.soft_cap is None:
             return raw, None
@@ -115,10 +128,10 @@ class _Chunk(NamedTuple):
         return bent * self.soft_cap, bent
 
     def to_raw(self, grad: Tensor, bent: Tensor | None) -> Tensor:
-        """The gradient of rows @ weight.T from the gradient of the logits, in place."""
+        """The gradient of features @ weight.T from the gradient of the logits, in place."""
         if bent is not None:
             grad.mul_(1 - bent.square())
-        if self.multiplier != 1:
+        if self.multiplier != self.of_rows:
             grad.mul_(self.multiplier)
         return grad.to(self.dtype)
 
@@ -135,19 +148,22 @@ class _Gradients:
     def __init__(self, rows: Tensor, weight: Tensor, plan: _Chunk) -> None:
         self.rows = torch.empty_like(rows) if plan.grad_hidden else None
         self.weight = torch.zeros_like(weight) if plan.grad_weight else None
+        self.of_rows = plan.of_rows
 
-    def add(self, at: slice, raw: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """Adds those of one chunk: `raw` is the gradient of rows @ weight.T, `at` the positions of the rows."""
+    def add(self, at: slice, raw: Tensor, features: Tensor, weight: Tensor) -> None:
+        """Adds those of one chunk: `raw` is the gradient of features @ weight.T, `at` the positions of the rows."""
         if self.rows is not None:
             if self.rows.dtype == raw.dtype:
                 torch.mm(raw, weight, out=self.rows[at])
             else:
                 self.rows[at] = raw @ weight
+            if self.of_rows != 1:
+                self.rows[at] *= self.of_rows
         if self.weight is not None:
             if self.weight.dtype == raw.dtype:
-                self.weight.addmm_(raw.T, rows)
+                self.weight.addmm_(raw.T, features)
             else:
-                self.weight += raw.T @ rows
+                self.weight += raw.T @ features
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -170,7 +186,7 @@ class _CrossEntropy(torch.autograd.Function):
             grads, matrix = _Gradients(rows, weight, plan), weight.to(plan.dtype)
             for start in range(0, len(rows), chunk):
                 at = slice(start, start + chunk)
-                part, w = rows[at].to(plan.dtype), None if scale is None else scale[at, None]
+                part, w = plan.features(rows[at]), None if scale is None else scale[at, None]
                 logits, bent = plan.logits(part, matrix)
                 norm = logits.logsumexp(-1, keepdim=True)
                 nll, squares = norm - logits.gather(1, targets[at, None]), norm.square()
@@ -207,7 +223,7 @@ class _LogProbs(torch.autograd.Function):
         with without_autocast(rows.device):
             matrix = weight.to(plan.dtype)
             for part, labels in zip(rows.split(chunk), targets.split(chunk), strict=True):
-                logits, _ = plan.logits(part.to(plan.dtype), matrix)
+                logits, _ = plan.logits(plan.features(part), matrix)
                 norms.append(logits.logsumexp(-1, keepdim=True))
                 values.append(logits.gather(1, labels[:, None]) - norms[-1])
         ctx.save_for_backward(rows, weight, targets, torch.cat(norms))
@@ -224,7 +240,7 @@ class _LogProbs(torch.autograd.Function):
             grads, matrix = _Gradients(rows, weight, plan), weight.to(plan.dtype)
             for start in range(0, len(rows), ctx.chunk):
                 at = slice(start, start + ctx.chunk)
-                part = rows[at].to(plan.dtype)
+                part = plan.features(rows[at])
                 logits, bent = plan.logits(part, matrix)
                 raw = plan.to_raw(_nll_gradient(logits, norms[at], targets[at], -grad[at, None], 0.0), bent)
                 grads.add(at, raw, part, matrix)
