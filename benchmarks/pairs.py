@@ -7,6 +7,7 @@ Lightning adds. The ratio of a pair is
     bf16 ...        our step in bf16 / our step in fp32
     plain ...       our step in bf16 / the step of benchmarks/bare.py in bf16
     vocabulary      our step with 131,072 words / with 32,768
+    compiled        our step with the blocks of a deep model compiled (trainer.compile=true) / without
 
     python benchmarks/pairs.py --processes 2 [--shape "bf16 tiny"]
 """
@@ -28,6 +29,7 @@ PAIRS: dict[str, Shape] = {
     "bf16 small mixture": SMALL | MIXTURE,
     "plain tiny": TINY | {"plain": 1},
     "vocabulary": TINY | {"vocab": 32768, "larger": 131072, "steps": 4},
+    "compiled": TINY | {"depth": 12, "rows": 8, "compiled": 1},
 }
 
 
@@ -93,11 +95,20 @@ def measure(shape: Shape) -> tuple[Blocks, Blocks]:
     import torch
 
     from kleiber.training.memory import keep_freed_memory
+    from kleiber.training.trainer import Local
 
     torch.set_num_threads(1)
     keep_freed_memory()
     if "larger" in shape:
         first, second = (stepper(shape | {"vocab": shape[key]}, ours, bf16=False) for key in ("larger", "vocab"))
+    elif "compiled" in shape:
+
+        def compiled(shape: Shape) -> Any:
+            model, loss = ours(shape)
+            Local(compile=True).prepare_model(model)
+            return model, loss
+
+        first, second = (stepper(shape, build, bf16=False) for build in (compiled, ours))
     elif "plain" in shape:
         first, second = (stepper(shape, build, bf16=True) for build in (ours, plain))
     else:

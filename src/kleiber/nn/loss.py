@@ -52,24 +52,24 @@ def cross_entropy(
 
     chunk  rows whose logits are computed together; None: as many as suit the device (`chunk_rows`)
     """
-    rows, labels = _rows(head.features(hidden), targets)
+    rows, labels, multiplier = _rows(hidden, head, targets)
     weight, scale = head.weight, None
-    chunk = chunk_rows(weight, chunk)
     if weights is not None:
         kept = weights.flatten().nonzero().squeeze(1)
         if len(kept) < len(rows):
             rows, labels, weights = rows[kept], labels[kept], weights.flatten()[kept]
         scale = weights.flatten().detach().to(torch.promote_types(rows.dtype, torch.float32))
-    return CrossEntropy(*_CrossEntropy.apply(rows, weight, labels, scale, z_loss, chunk, _plan(rows, weight, head)))
+    plan = _plan(rows, weight, head, multiplier)
+    return CrossEntropy(*_CrossEntropy.apply(rows, weight, labels, scale, z_loss, chunk_rows(weight, chunk), plan))
 
 
 def log_probs(
     hidden: Float[Tensor, "*axes dim"], head: Head, targets: Int[Tensor, "*axes"], chunk: int | None = None
 ) -> Float[Tensor, "*axes"]:
     """log p(target_t) of every row, in nats. The logits are computed again in the backward pass."""
-    rows, labels = _rows(head.features(hidden), targets)
+    rows, labels, multiplier = _rows(hidden, head, targets)
     weight = head.weight  # read once: an adapted head computes it at each access
-    return _LogProbs.apply(rows, weight, labels, chunk_rows(weight, chunk), _plan(rows, weight, head)).view(
+    return _LogProbs.apply(rows, weight, labels, chunk_rows(weight, chunk), _plan(rows, weight, head, multiplier)).view(
         targets.shape
     )
 
@@ -85,22 +85,24 @@ def chunk_rows(weight: Float[Tensor, "vocab features"], chunk: int | None = None
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be >= 1")
         return chunk
-    if (PLANNED.get() or weight.device.type) == "cpu":
-        return CPU_ROWS
-    return max(CPU_ROWS, LOGIT_BYTES // (4 * len(weight)) // CPU_ROWS * CPU_ROWS)
+    is_cpu = (PLANNED.get() or weight.device.type) == "cpu"
+    return CPU_ROWS if is_cpu else max(CPU_ROWS, LOGIT_BYTES // (4 * len(weight)) // CPU_ROWS * CPU_ROWS)
 
 
-def _rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _rows(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Rows of features, their targets, and the multiplier of the logits.
+
+    In bf16 the rows are multiplied, which saves two passes over the logits; fp32 keeps the digits of recorded runs.
+    """
     assert hidden.shape[:-1] == targets.shape, f"hidden {tuple(hidden.shape)}, targets {tuple(targets.shape)}"
-    return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    rows, multiplier = head.features(hidden), head.multiplier
+    if autocast_dtype(rows.device) == torch.bfloat16:
+        rows, multiplier = rows * multiplier, 1.0
+    return rows.reshape(-1, rows.shape[-1]), targets.reshape(-1), multiplier
 
 
 class _Chunk(NamedTuple):
-    """How a chunk's logits are computed (in `dtype`, times `multiplier`, capped), and which gradients are needed.
-
-    In bf16 the rows are multiplied before they are rounded, which saves two passes over the logits. In fp32 the logits
-    are, so that runs keep their digits.
-    """
+    """How a chunk's logits are computed (in `dtype`, times `multiplier`, capped), and which gradients are needed."""
 
     multiplier: float
     soft_cap: float | None
@@ -108,19 +110,10 @@ class _Chunk(NamedTuple):
     grad_hidden: bool
     grad_weight: bool
 
-    @property
-    def of_rows(self) -> float:
-        """The factor of the rows."""
-        return self.multiplier if self.dtype == torch.bfloat16 else 1.0
-
-    def features(self, rows: Tensor) -> Tensor:
-        """The rows as they enter the products."""
-        return (rows if self.of_rows == 1 else rows * self.of_rows).to(self.dtype)
-
-    def logits(self, features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    def logits(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits in at least fp32, and tanh(raw / soft_cap), from which the derivative of the cap follows."""
-        raw = (features @ weight.T).to(torch.promote_types(self.dtype, torch.float32))
-        if self.multiplier != self.of_rows:
+        raw = (rows @ weight.T).to(torch.promote_types(self.dtype, torch.float32))
+        if self.multiplier != 1:
             raw *= self.multiplier
         if self.soft_cap is None:
             return raw, None
@@ -128,18 +121,18 @@ class _Chunk(NamedTuple):
         return bent * self.soft_cap, bent
 
     def to_raw(self, grad: Tensor, bent: Tensor | None) -> Tensor:
-        """The gradient of features @ weight.T from the gradient of the logits, in place."""
+        """The gradient of rows @ weight.T from the gradient of the logits, in place."""
         if bent is not None:
             grad.mul_(1 - bent.square())
-        if self.multiplier != self.of_rows:
+        if self.multiplier != 1:
             grad.mul_(self.multiplier)
         return grad.to(self.dtype)
 
 
-def _plan(rows: Tensor, weight: Tensor, head: Head) -> _Chunk:
+def _plan(rows: Tensor, weight: Tensor, head: Head, multiplier: float) -> _Chunk:
     dtype = autocast_dtype(rows.device) or torch.promote_types(rows.dtype, weight.dtype)
     on = torch.is_grad_enabled()
-    return _Chunk(head.multiplier, head.soft_cap, dtype, on and rows.requires_grad, on and weight.requires_grad)
+    return _Chunk(multiplier, head.soft_cap, dtype, on and rows.requires_grad, on and weight.requires_grad)
 
 
 class _Gradients:
@@ -148,22 +141,19 @@ class _Gradients:
     def __init__(self, rows: Tensor, weight: Tensor, plan: _Chunk) -> None:
         self.rows = torch.empty_like(rows) if plan.grad_hidden else None
         self.weight = torch.zeros_like(weight) if plan.grad_weight else None
-        self.of_rows = plan.of_rows
 
-    def add(self, at: slice, raw: Tensor, features: Tensor, weight: Tensor) -> None:
-        """Adds those of one chunk: `raw` is the gradient of features @ weight.T, `at` the positions of the rows."""
+    def add(self, at: slice, raw: Tensor, rows: Tensor, weight: Tensor) -> None:
+        """Adds those of one chunk: `raw` is the gradient of rows @ weight.T, `at` the positions of the rows."""
         if self.rows is not None:
             if self.rows.dtype == raw.dtype:
                 torch.mm(raw, weight, out=self.rows[at])
             else:
                 self.rows[at] = raw @ weight
-            if self.of_rows != 1:
-                self.rows[at] *= self.of_rows
         if self.weight is not None:
             if self.weight.dtype == raw.dtype:
-                self.weight.addmm_(raw.T, features)
+                self.weight.addmm_(raw.T, rows)
             else:
-                self.weight += raw.T @ features
+                self.weight += raw.T @ rows
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -179,21 +169,20 @@ class _CrossEntropy(torch.autograd.Function):
         plan: _Chunk,
     ) -> tuple[Tensor, Tensor]:
         """The sums `total` and `ce`; computes and keeps the gradients of `total`, where the plan asks for them."""
-        wants = plan.grad_hidden or plan.grad_weight
         total = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
         ce = torch.zeros_like(total)
         with without_autocast(rows.device):
             grads, matrix = _Gradients(rows, weight, plan), weight.to(plan.dtype)
             for start in range(0, len(rows), chunk):
                 at = slice(start, start + chunk)
-                part, w = plan.features(rows[at]), None if scale is None else scale[at, None]
+                part, w = rows[at].to(plan.dtype), None if scale is None else scale[at, None]
                 logits, bent = plan.logits(part, matrix)
                 norm = logits.logsumexp(-1, keepdim=True)
                 nll, squares = norm - logits.gather(1, targets[at, None]), norm.square()
                 ce += (nll if w is None else nll * w).sum()
                 if z_loss:
                     total += z_loss * (squares if w is None else squares * w).sum()
-                if wants:
+                if plan.grad_hidden or plan.grad_weight:
                     grads.add(at, plan.to_raw(_nll_gradient(logits, norm, targets[at], w, z_loss), bent), part, matrix)
         ctx.save_for_backward(grads.rows, grads.weight)
         ctx.mark_non_differentiable(ce)
@@ -223,7 +212,7 @@ class _LogProbs(torch.autograd.Function):
         with without_autocast(rows.device):
             matrix = weight.to(plan.dtype)
             for part, labels in zip(rows.split(chunk), targets.split(chunk), strict=True):
-                logits, _ = plan.logits(plan.features(part), matrix)
+                logits, _ = plan.logits(part.to(plan.dtype), matrix)
                 norms.append(logits.logsumexp(-1, keepdim=True))
                 values.append(logits.gather(1, labels[:, None]) - norms[-1])
         ctx.save_for_backward(rows, weight, targets, torch.cat(norms))
@@ -240,7 +229,7 @@ class _LogProbs(torch.autograd.Function):
             grads, matrix = _Gradients(rows, weight, plan), weight.to(plan.dtype)
             for start in range(0, len(rows), ctx.chunk):
                 at = slice(start, start + ctx.chunk)
-                part = plan.features(rows[at])
+                part = rows[at].to(plan.dtype)
                 logits, bent = plan.logits(part, matrix)
                 raw = plan.to_raw(_nll_gradient(logits, norms[at], targets[at], -grad[at, None], 0.0), bent)
                 grads.add(at, raw, part, matrix)
