@@ -213,8 +213,8 @@ def grouped_mm(
     rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
 ) -> Float[Tensor, "rows out"]:
     """Multiplies rows, sorted by expert, by the matrix of their expert; an expert without rows gets a gradient of 0."""
-    on_cpu = (PLANNED.get() or rows.device.type) == "cpu" and not torch.compiler.is_compiling()
-    if on_cpu and rows.dtype == torch.bfloat16:
+    in_bf16 = rows.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+    if in_bf16 and (PLANNED.get() or rows.device.type) == "cpu":  # a graph cannot read what is planned
         return PaddedProducts.apply(rows, weight, counts.tolist())
     if _grouped_is_legal(rows, weight):
         return F.grouped_mm(rows, weight, offs=counts.cumsum(0, dtype=torch.int32))
