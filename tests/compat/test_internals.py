@@ -9,6 +9,8 @@ import tomllib
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
 from small_run import REPOSITORY
 
 LIGHTNING, STEPS, LOADER = "training/lightning.py", "counts optimizer steps", "config/loader.py"
@@ -96,3 +98,14 @@ def test_the_range_of_each_of_these_packages_has_an_end():
     for name in ("torch", "lightning", "hydra-core"):
         (line,) = [line for line in needed if line.startswith(f"{name}>")]
         assert "<" in line, line
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_asked_for():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    asked = {entry.name: entry.specifier for line in lines if (entry := Requirement(line)).name != "kleiber"}
+    tested = [Requirement(line) for line in (REPOSITORY / ".ci/lowest.txt").read_text().splitlines() if line[0] != "#"]
+    for entry in tested:
+        (version,) = (part.version for part in entry.specifier)
+        (lowest,) = (part.version for part in asked[entry.name] if part.operator == ">=")
+        assert Version(version) == Version(lowest), entry.name

@@ -27,6 +27,7 @@ WAITS = {  # how often the host may wait in a step, and for what
     "bias/equalized.py:draw": (1, "the numbers of the samples, of which one of each pair is drawn"),
 }
 RETENTION = 2  # the number of targets, and the norm after a method has changed the gradients
+COMPILED = ("model/gpt", "model/moe", "model/attention/delta")
 PLAIN = ("model/gpt", "model/moe", "model/attention/delta", "model/hf", "optimizer/muon", "recomputed", "micro mixture")
 
 
@@ -66,6 +67,13 @@ def test_the_host_waits_only_for_what_it_needs(rows):
         if waits := {place: number for place, number in row["waits"].items() if number > allowed.get(place, 0)}:
             extra[name] = waits
     assert extra == {}
+
+
+def test_a_compiled_model_is_one_graph_for_each_shape_and_its_blocks_share_one(rows):
+    graphs = {name: row["graphs"] for name, row in rows.items() if "graphs" in row}
+    # All rows, one row, and both again: a shape is compiled once, and nothing breaks its graph.
+    part = {"numbers": [1, 2, 2, 2], "breaks": {}}
+    assert graphs == {name: {"model": part, "blocks": part} for name in COMPILED}
 
 
 def test_long_rows_with_a_mask_skip_its_blocks(rows):

@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kleiber.nn import dispatch as module
 from kleiber.nn.dispatch import Experts, dispatch
@@ -87,6 +88,35 @@ def test_under_bf16_autocast_the_product_is_in_bf16_and_near(backend, kept):
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), slow(*parts, routing), atol=0.05, rtol=0.05)
     assert all(g.dtype == torch.float32 for g in gradients(y, parts, weights))
+
+
+class Shapes(TorchDispatchMode):
+    """Collects the shapes of the operands of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name().startswith("aten::mm"):
+            self.found.add((*args[0].shape, args[1].shape[1]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_in_bf16_a_cpu_gets_products_of_few_shapes_whatever_the_numbers_of_rows():
+    rows, weight = torch.randn(1000, 16).bfloat16(), torch.randn(3, 16, 8).bfloat16().requires_grad_()
+    with Shapes() as shapes:
+        for first in range(400, 460):
+            counts = torch.tensor([first, 0, 1000 - first - 7])
+            rows.requires_grad_(), (y := module.grouped_mm(rows, weight, counts)).sum().backward()
+            assert y[-7:].count_nonzero() == 0 and weight.grad[1].count_nonzero() == 0
+    # Numbers from 400 to 593 in steps of 32 and of none, in three products each.
+    assert len(shapes.found) <= 3 * 8
+    looped = module.looped_mm(rows, weight, counts)
+    torch.testing.assert_close(y, looped)
+    found, expected = (torch.autograd.grad(z.square().sum(), (rows, weight)) for z in (
+        module.grouped_mm(rows, weight, counts), looped))  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
 
 def test_each_back_end_takes_its_own_way(monkeypatch):

@@ -79,6 +79,23 @@ def test_bf16_autocast_gives_fp32_sums_and_gradients_near_the_exact_ones():
     torch.testing.assert_close(single.weight.grad.double(), exact, atol=0.15, rtol=0.05)
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, log_probs])
+def test_in_bf16_the_multiplier_is_one_of_the_rows(loss):
+    torch.manual_seed(0)
+    rows, matrix, targets = torch.randn(12, 8), nn.Parameter(torch.randn(11, 8)), torch.randint(11, (12,))
+
+    def results(multiplier, factor):
+        hidden = (rows * factor).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(hidden, LMHead(matrix, multiplier), targets, chunk=5)
+            value = value.total if loss is cross_entropy else value.sum()
+        return value, *torch.autograd.grad(value, (hidden, matrix))
+
+    (value, of_rows, of_matrix), (expected, of_scaled, of_same) = results(0.3, 1.0), results(1.0, 0.3)
+    assert torch.equal(value, expected) and torch.equal(of_matrix, of_same)
+    torch.testing.assert_close(of_rows, 0.3 * of_scaled)
+
+
 def test_a_tied_matrix_gets_both_gradients():
     table = nn.Parameter(torch.randn(VOCAB, DIM, dtype=torch.float64))
     ids, targets = torch.randint(VOCAB, (2, 5)), torch.randint(VOCAB, (2, 5))

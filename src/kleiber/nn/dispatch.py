@@ -2,7 +2,8 @@
 
 Experts are stored as two stacks of matrices. Three backends send tokens through them:
 
-    grouped  sorts tokens by expert and calls one grouped matrix product; falls back to `loop` for unsupported shapes
+    grouped  sorts tokens by expert and calls one grouped matrix product; falls back to `loop` for unsupported shapes,
+             and in bf16 on a CPU to one product per expert with rows of zeros
     loop     sorts tokens by expert and calls one matrix product per expert
     dense    computes every expert on every token: the slow reference
 
@@ -23,7 +24,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from kleiber.nn.loss import PLANNED
 from kleiber.nn.mlp import gated
 from kleiber.nn.mup import Site
 from kleiber.nn.precision import to_autocast
@@ -210,6 +213,9 @@ def grouped_mm(
     rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
 ) -> Float[Tensor, "rows out"]:
     """Multiplies rows, sorted by expert, by the matrix of their expert; an expert without rows gets a gradient of 0."""
+    in_bf16 = rows.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+    if in_bf16 and (PLANNED.get() or rows.device.type) == "cpu":  # a graph cannot read what is planned
+        return PaddedProducts.apply(rows, weight, counts.tolist())
     if _grouped_is_legal(rows, weight):
         return F.grouped_mm(rows, weight, offs=counts.cumsum(0, dtype=torch.int32))
     return looped_mm(rows, weight, counts)
@@ -223,6 +229,40 @@ def looped_mm(
     *parts, rest = rows.split([*expert_sizes, len(rows) - sum(expert_sizes)])
     done = [part @ matrix for part, matrix in zip(parts, weight.unbind(0), strict=True)]
     return torch.cat([*done, rest.new_zeros(len(rest), weight.shape[2])])
+
+
+class PaddedProducts(torch.autograd.Function):
+    """As `looped_mm`, for bf16 on a CPU: rows of zeros fill each expert's up to one of few numbers.
+
+    The library of these products (oneDNN) generates a kernel for each number of rows, which takes up to 20 times as
+    long as the product, and experts get other numbers in every step.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.sizes = [*sizes, len(rows) - sum(sizes)]
+        result = rows.new_zeros(len(rows), weight.shape[2])
+        for part, matrix, out in zip(rows.split(ctx.sizes), weight, result.split(ctx.sizes), strict=False):
+            out.copy_((fill_rows(part) @ matrix)[: len(out)])
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weight = ctx.saved_tensors
+        of_rows, of_weight = torch.zeros_like(rows), torch.empty_like(weight)
+        parts = zip(rows.split(ctx.sizes), grad.split(ctx.sizes), of_rows.split(ctx.sizes), strict=True)
+        for matrix, out, (part, gradient, of_part) in zip(weight, of_weight, parts, strict=False):
+            gradient = fill_rows(gradient)
+            of_part.copy_((gradient @ matrix.T)[: len(of_part)])
+            torch.mm(fill_rows(part).T, gradient, out=out)
+        return of_rows, of_weight, None
+
+
+def fill_rows(rows: Float[Tensor, "rows in"]) -> Float[Tensor, "filled in"]:
+    """The rows, and rows of zeros up to a multiple of 32, or of about a thirtieth of a larger number."""
+    return F.pad(rows, (0, 0, 0, -len(rows) % 2 ** max(5, len(rows).bit_length() - 5)))
 
 
 def _grouped_is_legal(rows: Tensor, weight: Tensor) -> bool:

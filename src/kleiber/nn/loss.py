@@ -52,24 +52,24 @@ def cross_entropy(
 
     chunk  rows whose logits are computed together; None: as many as suit the device (`chunk_rows`)
     """
-    rows, labels = _rows(head.features(hidden), targets)
+    rows, labels, multiplier = _rows(hidden, head, targets)
     weight, scale = head.weight, None
-    chunk = chunk_rows(weight, chunk)
     if weights is not None:
         kept = weights.flatten().nonzero().squeeze(1)
         if len(kept) < len(rows):
             rows, labels, weights = rows[kept], labels[kept], weights.flatten()[kept]
         scale = weights.flatten().detach().to(torch.promote_types(rows.dtype, torch.float32))
-    return CrossEntropy(*_CrossEntropy.apply(rows, weight, labels, scale, z_loss, chunk, _plan(rows, weight, head)))
+    plan = _plan(rows, weight, head, multiplier)
+    return CrossEntropy(*_CrossEntropy.apply(rows, weight, labels, scale, z_loss, chunk_rows(weight, chunk), plan))
 
 
 def log_probs(
     hidden: Float[Tensor, "*axes dim"], head: Head, targets: Int[Tensor, "*axes"], chunk: int | None = None
 ) -> Float[Tensor, "*axes"]:
     """log p(target_t) of every row, in nats. The logits are computed again in the backward pass."""
-    rows, labels = _rows(head.features(hidden), targets)
+    rows, labels, multiplier = _rows(hidden, head, targets)
     weight = head.weight  # read once: an adapted head computes it at each access
-    return _LogProbs.apply(rows, weight, labels, chunk_rows(weight, chunk), _plan(rows, weight, head)).view(
+    return _LogProbs.apply(rows, weight, labels, chunk_rows(weight, chunk), _plan(rows, weight, head, multiplier)).view(
         targets.shape
     )
 
@@ -85,14 +85,20 @@ def chunk_rows(weight: Float[Tensor, "vocab features"], chunk: int | None = None
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be >= 1")
         return chunk
-    if (PLANNED.get() or weight.device.type) == "cpu":
-        return CPU_ROWS
-    return max(CPU_ROWS, LOGIT_BYTES // (4 * len(weight)) // CPU_ROWS * CPU_ROWS)
+    is_cpu = (PLANNED.get() or weight.device.type) == "cpu"
+    return CPU_ROWS if is_cpu else max(CPU_ROWS, LOGIT_BYTES // (4 * len(weight)) // CPU_ROWS * CPU_ROWS)
 
 
-def _rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _rows(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Rows of features, their targets, and the multiplier of the logits.
+
+    In bf16 the rows are multiplied, which saves two passes over the logits; fp32 keeps the digits of recorded runs.
+    """
     assert hidden.shape[:-1] == targets.shape, f"hidden {tuple(hidden.shape)}, targets {tuple(targets.shape)}"
-    return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    rows, multiplier = head.features(hidden), head.multiplier
+    if autocast_dtype(rows.device) == torch.bfloat16:
+        rows, multiplier = rows * multiplier, 1.0
+    return rows.reshape(-1, rows.shape[-1]), targets.reshape(-1), multiplier
 
 
 class _Chunk(NamedTuple):
@@ -123,10 +129,10 @@ class _Chunk(NamedTuple):
         return grad.to(self.dtype)
 
 
-def _plan(rows: Tensor, weight: Tensor, head: Head) -> _Chunk:
+def _plan(rows: Tensor, weight: Tensor, head: Head, multiplier: float) -> _Chunk:
     dtype = autocast_dtype(rows.device) or torch.promote_types(rows.dtype, weight.dtype)
     on = torch.is_grad_enabled()
-    return _Chunk(head.multiplier, head.soft_cap, dtype, on and rows.requires_grad, on and weight.requires_grad)
+    return _Chunk(multiplier, head.soft_cap, dtype, on and rows.requires_grad, on and weight.requires_grad)
 
 
 class _Gradients:
@@ -163,7 +169,6 @@ class _CrossEntropy(torch.autograd.Function):
         plan: _Chunk,
     ) -> tuple[Tensor, Tensor]:
         """The sums `total` and `ce`; computes and keeps the gradients of `total`, where the plan asks for them."""
-        wants = plan.grad_hidden or plan.grad_weight
         total = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
         ce = torch.zeros_like(total)
         with without_autocast(rows.device):
@@ -177,7 +182,7 @@ class _CrossEntropy(torch.autograd.Function):
                 ce += (nll if w is None else nll * w).sum()
                 if z_loss:
                     total += z_loss * (squares if w is None else squares * w).sum()
-                if wants:
+                if plan.grad_hidden or plan.grad_weight:
                     grads.add(at, plan.to_raw(_nll_gradient(logits, norm, targets[at], w, z_loss), bent), part, matrix)
         ctx.save_for_backward(grads.rows, grads.weight)
         ctx.mark_non_differentiable(ce)

@@ -34,6 +34,7 @@ import torch
 from agreement import COMPARED, Device, TrainingFailed, overrides_of, train
 from small_run import REPOSITORY, TINY, last_of_each
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -47,11 +48,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from kleiber.evals.task_scores import held_out_loss
 from kleiber.models.generation import generate
 from kleiber.nn import flex
+from kleiber.training import trainer
+from kleiber.training.step import micro_batches
 
 CUDA = torch.device("cuda", 0)
 NEW = 4  # tokens
 COPIES = ("aten::copy_", "aten::_to_copy", "aten::to")
 HOST = ("objective/grpo",)  # writes its answers on the host, from values of the device
+COMPILED = ("model/gpt", "model/moe", "model/attention/delta")  # of these the graphs are counted
 STEPS = 3  # an optimizer makes its state in the first one
 
 
@@ -155,8 +159,8 @@ def fake_device() -> Iterator[FakeTensorMode]:
         return torch.empty(made.shape, dtype=made.dtype, device=CUDA)
 
     answers = {"is_available": True, "is_initialized": True, "current_device": 0, "device_count": 1,
-               "is_bf16_supported": True, "get_device_capability": (9, 0),
-               "manual_seed_all": None, "empty_cache": None}  # fmt: skip
+               "is_bf16_supported": True, "get_device_capability": (9, 0), "manual_seed_all": None,
+               "empty_cache": None, "get_rng_state": None, "set_rng_state": None}  # fmt: skip
     with ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
@@ -237,6 +241,41 @@ def steps_on_the_device(lit: Any, batches: Any, row: dict[str, Any], bf16: bool)
         row["evaluation"] = dict(watch.waits)
         if lit.model.causal:
             row["generation"] = waits_of_generation(lit.model, mode)
+        if row["choice"] in COMPILED:
+            with Watch(mode):
+                batch = lit.transfer_batch_to_device(batch, CUDA, 0)
+            row["graphs"] = {part: graphs_of(lit, batch, mode, deep) for part, deep in (("model", 8), ("blocks", 0))}
+
+
+def graphs_of(lit: Any, batch: Any, mode: FakeTensorMode, deep: int) -> dict[str, Any]:
+    """Compiles the model as trainer.compile does; returns its graphs after each forward pass, and why they break.
+
+    The passes have all rows, one row, and both again. No kernel is generated: a graph is run operation by operation.
+
+    deep  blocks of a model beyond which they are compiled one by one
+    """
+    graphs, compile_module = [], nn.Module.compile
+
+    def count(graph: Any, _: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+
+        def run(*inputs: Any) -> Any:
+            with mode:
+                return graph.forward(*inputs)
+
+        return run
+
+    counters.clear()
+    numbers, (one_row, *_) = [], micro_batches(batch, 1)
+    with patch.object(trainer, "DEEP", deep), torch.autocast("cuda", torch.bfloat16):
+        with patch.object(nn.Module, "compile", lambda module, **how: compile_module(module, backend=count, **how)):
+            trainer.Local().compile_model(lit.model)
+        for rows in (batch, one_row, batch, one_row):
+            lit.objective(lit.model, rows)
+            numbers.append(len(graphs))
+    for module in lit.model.modules():
+        module._compiled_call_impl = None
+    return {"numbers": numbers, "breaks": dict(counters["graph_break"])}
 
 
 def waits_of_generation(model: Any, mode: FakeTensorMode) -> dict[str, int]:
