@@ -216,6 +216,23 @@ STUDIES = {
     ),
     "schedules": Expected(["design.seeds=1", "design.law=null"], 3, "", decision="not tested"),
     "stability": Expected(["design.lrs=[0.003,0.03]", "design.seeds=2"], 32, ""),
+    "tasks": Expected(
+        [
+            "data=task",
+            "data.path={data}/instruct.jsonl",
+            "data.prompt='{question}'",
+            "data.target='{answer}'",
+            "design.arms={scratch:{},prefix:{model.attention.prefix:true},pretrained:{init:checkpoint,init.path:'{base}'}}",
+            "design.fill.base=[{dense}]",
+            "design.seeds=1",
+            "evals.generation.limit=4",
+            "study.claims=[{of:{arm:prefix},against:{arm:scratch}}]",
+            "budget.tokens=2k",
+        ],
+        3,
+        "",
+        decision="not tested",
+    ),
     "transfer": Expected(TRANSFER, 9, "", decision="not tested"),
     "upcycling": Expected(
         ["design.lrs=[0.03]", "design.seeds=1", "design.fill.base=[{dense}]", "budget.flops=2e9", UPCYCLING, *NARROW],
