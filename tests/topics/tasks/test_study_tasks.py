@@ -36,7 +36,7 @@ def test_gains_are_decided_for_prefix_attention_and_for_each_share_of_the_pairs(
     assert decisions == {
         "prefix": "supported", "pretrained_1": "supported", "pretrained_10": "supported", "pretrained_100": "undecided"
     }  # fmt: skip
-    assert row(findings, "Scores", arm="pre-trained, 1% of the pairs", measure="chrF")["value"] == 20
+    assert row(findings, "Scores", arm="pre-trained with 1% of the pairs", measure="chrF")["value"] == 20
     assert row(findings, "Scores", arm="from scratch", measure="BLEU")["value"] == 10
     assert {*findings.figures} == {"metrics", "gains"}
 
