@@ -1,4 +1,4 @@
-"""The study `tasks`: claims about what prefix attention and pre-training add to chrF, and what they are compared with."""
+"""The study `tasks`: claims about what prefix attention and pre-training add to chrF."""
 
 from __future__ import annotations
 
