@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.panel import Panel
-from kleiber.studies.panel_charts import shifted
+from kleiber.studies.panel_charts import far_away, shifted
 
 from .colors import colors
 from .panels import LOSS, draw_all, plant
@@ -168,6 +170,13 @@ def test_points_of_a_scatter_are_joined_colored_by_a_number_and_compared_with_eq
     *_, pale, strong = (layer["mark"] for layer in figures["b"]["layer"])
     assert pale["opacity"] < strong["opacity"] == 1
     assert len(ends) == 2 and "size" in json.dumps(figures["b"]["layer"][-1]["encoding"]["color"])
+
+
+def test_pale_points_far_from_the_others_do_not_stretch_the_axes():
+    points = pd.DataFrame({"loss": [2.0, 2.2, 2.3, 4.0, 2.1], "share": [0.1, 0.2, 0.0, 0.1, 0.5]})
+    pale = np.array([False, False, True, True, True])
+    assert far_away(points, pale).tolist() == [False, False, False, True, True]
+    assert not far_away(points, np.full(5, True)).any()
 
 
 def test_a_matrix_and_a_distribution_show_their_cells(runs):

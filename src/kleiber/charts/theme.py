@@ -340,11 +340,13 @@ def to_svg(chart: Chart) -> str:
     """
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(_as_xml(chart.to_dict()), vl_version=vl_version_for_vl_convert())
+    plain = _as_xml(chart.to_dict())
+    assert isinstance(plain, dict)
+    svg = vl_convert.vegalite_to_svg(plain, vl_version=vl_version_for_vl_convert())
     return READ_OUT.sub("", svg).replace('font-family="sans-serif"', FONTS)
 
 
-def _as_xml(value: Any) -> Any:
+def _as_xml(value: object) -> object:
     if isinstance(value, str):
         return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", value)
     if isinstance(value, dict):

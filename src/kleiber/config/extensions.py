@@ -254,7 +254,7 @@ def runtime_signature(target: Callable[..., object], name: str) -> Signature:
     return Signature(name, parameters, is_open)
 
 
-def _hints(target: Callable[..., object]) -> dict[str, Any]:
+def _hints(target: Callable[..., object]) -> dict[str, object]:
     """Returns the types of the arguments of a class or function; none if a name in them is imported for checkers only.
 
     Fields of a dataclass are evaluated where they are declared: its `__init__` repeats those of a base class, whose

@@ -153,7 +153,7 @@ def _classes_in_lists(tables: dict[str, Dataset], column: str, entry: ClassLabel
     return distinct
 
 
-def _whole_with_gaps(values: set[Any]) -> bool:
+def _whole_with_gaps(values: set[float | None]) -> bool:
     """Whether a column of fractions contains whole numbers and missing values only."""
     present = [value for value in values if value is not None and not np.isnan(value)]
     return 0 < len(present) < len(values) and all(float(value).is_integer() for value in present)

@@ -6,12 +6,18 @@ compute all of them. Dong et al. 2024, arXiv:2412.05496. The kernel is generated
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+F = TypeVar("F", bound=Callable[..., object])
+
+# As torch.compile generates a function for each shape.
+generated: Callable[[Callable[..., object]], Any] = cache(partial(torch.compile, dynamic=False))
 
 
 def block_mask(
@@ -25,6 +31,7 @@ def block_mask(
     """Which blocks of queries and keys have an allowed pair; the arguments are those of `Attention.mask`."""
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a query of a row reads a key."""
         reads = query >= key if causal else query >= 0
         if prompt is not None:
             reads = reads | (prompt[batch, query] & prompt[batch, key])
@@ -46,12 +53,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, share
     return compiled(flex_attention)(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask, scale=scale, enable_gqa=shared)
 
 
-@cache
-def generated(function: Any) -> Any:
-    """The function as torch.compile generates it for each shape."""
-    return torch.compile(function, dynamic=False)
-
-
-def compiled(function: Any) -> Any:
+def compiled(function: F) -> F:
     """A function of FlexAttention as one kernel; within a model that is compiled, part of its graph."""
     return function if torch.compiler.is_compiling() else generated(function)

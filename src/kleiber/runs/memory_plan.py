@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -239,10 +238,16 @@ class LiveBytes(TorchDispatchMode):
     def _end(self, key: int, size: int) -> None:
         self.events.append((self.numbers.pop(key), -size))
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(self._fake, (args, kwargs or {}))
-        inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        result = run_fake(function, inputs, args, kwargs)
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        args, named = tree_map(self._fake, (args, kwargs or {}))
+        inputs = [value for value in tree_leaves((args, named)) if isinstance(value, Tensor)]
+        result = run_fake(function, inputs, args, named)
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 number = self.number(value)
@@ -258,7 +263,7 @@ class LiveBytes(TorchDispatchMode):
         return value
 
 
-def run_fake(function: Callable[..., object], inputs: list[Tensor], args: Any, kwargs: Any) -> object:
+def run_fake(function: Callable[..., object], inputs: list[Tensor], args: tuple, kwargs: dict) -> object:
     """Returns the result of an operation on fake tensors, the largest one where its size depends on values."""
     if function is torch.ops.aten._grouped_mm.default:  # PyTorch has a fake one for bf16 alone
         first, second, offsets = inputs[:3]

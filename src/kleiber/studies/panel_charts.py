@@ -200,7 +200,10 @@ def line_axis(node: Node, view: View, rows: Rows, direct: bool) -> Chart:
 
 
 def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
-    """Returns one measure against another: a point for each row of the table, and smaller ones for runs."""
+    """Returns one measure against another: a point for each row of the table, and smaller ones for runs.
+
+    Pale points that lie far from the others are left out, and the subtitle says how many.
+    """
     x, y, runs, pale = text(node, "x"), text(node, "y"), node.get("runs"), mapping(node.get("pale"), "pale")
     keys = columns_of(view.tables[text(node, "table")])
     single = wide(view.chosen(view.table, where_of(node, view)), [*keys, "run"], x, y)
@@ -209,6 +212,9 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
         named, order = in_series(part.assign(measure=y), node, view)
         frames.append(named.assign(form=names_of(named, view, texts(node.get("shape"), "shape"))))
     means, single = frames
+    is_pale = view.selected(means, pale) if pale else np.zeros(len(means), dtype=bool)
+    far = far_away(means[[x, y]], is_pale)
+    means, is_pale, outside = means[~far], is_pale[~far], f"; outside the axes: {far.sum()} pale points"
     shown = pd.concat([*([means] if runs != "only" else []), *([single] if runs else [])])
     references = {name: reference_of(view, name) for name in (x, y)}
     across, up = (
@@ -225,7 +231,6 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
         size, opacity = (40, 0.9) if runs == "only" else (18, 0.45)
         tables.append(Marks(rows=single, value=y, points=size, opacity=opacity, shape=shape))
     if runs != "only":
-        is_pale = view.selected(means, pale) if pale else np.zeros(len(means), dtype=bool)
         strengths = ((means[is_pale], 40, PALE), (means[~is_pale], 60 if pale else 90, 1.0))
         tables += [Marks(rows=part, value=y, points=n, opacity=o, shape=shape) for part, n, o in strengths if len(part)]
     color = number_color(node, view) if node.get("color") else kind_color(
@@ -234,8 +239,16 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
     return scatter(
         tables, across, up, text(node, "title"), color=color, references=(references[x], references[y]),
         height=round(1.3 * HEIGHT) if node.get("fit") else HEIGHT, equality=bool(node.get("equality")),
-        subtitle=note_of(node, view, rows.assign(lo=np.nan)),
+        subtitle=note_of(node, view, rows.assign(lo=np.nan)) + outside * any(far),
     )  # fmt: skip
+
+
+def far_away(points: Rows, is_pale: np.ndarray) -> np.ndarray:
+    """Returns which pale points lie farther from the others than these from each other, on either axis."""
+    others = points if is_pale.all() else points[~is_pale]
+    low, high = others.min(), others.max()
+    inside = (points >= low - (high - low)) & (points <= high + (high - low))
+    return is_pale & ~inside.all(axis=1).to_numpy()
 
 
 def scatter_axis(measure: Measure, title: str, kind: type, values: Sequence[float], log: bool) -> Chart:

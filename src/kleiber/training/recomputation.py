@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ PRODUCTS = [
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 ]
+Contexts = tuple[AbstractContextManager, AbstractContextManager]  # of the forward pass and of its repetition
 
 
 def checkpoint_activations(model: Model, keep_products: bool = False) -> None:
@@ -39,7 +41,7 @@ def checkpoint_activations(model: Model, keep_products: bool = False) -> None:
 
 
 def _recomputed(
-    forward: Callable[..., object], contexts: Callable[[], Any], *arguments: object, **named: Any
+    forward: Callable[..., object], contexts: Callable[[], Contexts], *arguments: object, **named: Any
 ) -> object:
     if not torch.is_grad_enabled():  # there is no backward pass, and a key-value cache must not grow twice
         return forward(*arguments, **named)
@@ -51,7 +53,13 @@ class Products(TorchDispatchMode):
 
     bytes = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         result = function(*args, **(kwargs or {}))
         if function in PRODUCTS:
             self.bytes += sum(value.nbytes for value in tree_leaves(result) if isinstance(value, Tensor))

@@ -21,6 +21,14 @@ def test_settings_far_beyond_the_frontiers_are_counted_and_not_drawn():
     )
 
 
+def test_every_setting_inside_the_axes_is_drawn():
+    rows = [("full", 1.0, 0.2, True), ("full", 1.06, 0.1, True), ("rank 1", 1.062, 0.15, False)]
+    points = pd.DataFrame(rows, columns=["method", "target", "F", "best"]).assign(F_sd=0.0, lr=0.1, n=3, setting="")
+    drawn = forms.frontier(points, ["full", "rank 1"], 1.0).to_dict()  # settings up to 1.06 are near
+    assert "outside the axes" not in str(drawn["title"]["subtitle"])
+    assert 1.062 in {row.get("target") for table in drawn["datasets"].values() for row in table}
+
+
 def test_the_level_of_intervals_is_told_only_where_there_are_any():
     with_one, without = [{"lo": None}, {"lo": 0.1}], [{"lo": None}]
     assert [forms.interval_note(0.95, rows) for rows in (with_one, without)] == ["bars: 95% intervals", ""]

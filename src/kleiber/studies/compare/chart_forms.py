@@ -65,18 +65,21 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
         near &= points["target"] <= at + 6 * max(at - least, 0.01 * at)
     names, lines_at = [arm_label(arm) for arm in order], [] if at is None else [at]
     sd, labels = points["F_sd"].fillna(0), points["method"].map(arm_label)
-    shown = points.assign(series=labels, low=points["F"] - sd, high=points["F"] + sd)[near]
+    every = points.assign(series=labels, low=points["F"] - sd, high=points["F"] + sd)
+    scales = {
+        "target": span([*every["target"][near], *lines_at]),
+        "F": span(every[["low", "high"]][near].to_numpy().ravel()),
+    }
+    near |= every["target"].between(*scales["target"]["domain"]) & every["F"].between(*scales["F"]["domain"])
+    shown = every[near]
     shown = shown.sort_values("series", key=lambda series: -series.map(names.index))  # the reference is in front
     notes = ["points: settings of a method; bars: standard deviation over seeds"]
     notes += ["lines: settings that no other of the method beats on both axes"]
     notes += [f"dashed: the loss {loss:.3g} at which methods are compared" for loss in lines_at]
     notes += outside(labels, near)
     x, y = (
-        kind(f"{name}:Q", title=pointed(title, "lower"), axis=alt.Axis(tickCount=6), scale=span(values))
-        for kind, name, title, values in (
-            (alt.X, "target", TARGET, [*shown["target"], *lines_at]),
-            (alt.Y, "F", FORGETTING, shown[["low", "high"]].to_numpy().ravel()),
-        )
+        kind(f"{name}:Q", title=pointed(title, "lower"), axis=alt.Axis(tickCount=6), scale=scales[name])
+        for kind, name, title in ((alt.X, "target", TARGET), (alt.Y, "F", FORGETTING))
     )
     exact = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "target")]
     tips = ["series:N", "setting:N", alt.Tooltip("lr:Q", format=".2g"), "n:Q", *exact]
