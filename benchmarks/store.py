@@ -5,7 +5,8 @@
 
 Passages are pieces of the built-in text, cut at words. A question is twelve consecutive words of a passage, so the
 right passage is known. Entries of nearest neighbors are tokens of the same text, with their keys in memory or mapped
-from a file. Each measurement is a process of its own; its memory is what it holds beyond mapped files, at its peak.
+from a file. Each measurement is a process of its own. Seconds are those of the processor, so that other work does not
+count; memory is what the process holds beyond mapped files, at its peak.
 """
 
 from __future__ import annotations
@@ -69,9 +70,13 @@ def text_of(tokenizer: Tokenizer, tokens: int) -> str:
 
 
 def passages(tokenizer: Tokenizer, count: int) -> list[str]:
-    """Pieces of LENGTH characters of the built-in text, without the words that were cut."""
-    text = text_of(tokenizer, count * LENGTH + CONTEXT)
-    return [" ".join(text[at : at + LENGTH].split()[1:-1]) for at in range(0, count * LENGTH, LENGTH)]
+    """Pieces of LENGTH characters of the built-in text, without the words that were cut and pieces of a few words."""
+    text = text_of(tokenizer, 2 * count * LENGTH)
+    pieces = (text[at : at + LENGTH].split()[1:-1] for at in range(0, len(text), LENGTH))
+    found = [" ".join(piece) for piece in pieces if len(piece) >= WORDS]
+    if len(found) < count:
+        raise SystemExit(f"the built-in text has {len(found):,} passages, fewer than {count:,}")
+    return found[:count]
 
 
 def look_up(run: str, method: str, count: int) -> dict[str, float]:
@@ -84,15 +89,15 @@ def look_up(run: str, method: str, count: int) -> dict[str, float]:
     questions = []
     for number in right:
         words = texts[number].split()
-        start = int(draw.integers(max(1, len(words) - WORDS)))
+        start = int(draw.integers(len(words) - WORDS + 1))
         questions.append(" ".join(words[start : start + WORDS]))
     ids, asked = ([np.array(tokenizer.encode(text)[: model.context]) for text in part] for part in (texts, questions))
     with Peak() as peak:
-        begin = time.perf_counter()
+        begin = time.process_time()
         index = BM25Index(ids, tokenizer) if method == "bm25" else DenseIndex(model, ids, "torch", PASS)
-        built = time.perf_counter()
+        built = time.process_time()
         places = index.search(asked, 5)
-        ended = time.perf_counter()
+        ended = time.process_time()
     hits = [number in best for number, best in zip(right, places, strict=True)]
     return {
         "store_seconds": built - begin, "seconds_per_question": (ended - built) / QUESTIONS,
@@ -107,12 +112,12 @@ def neighbors(run: str, method: str, count: int) -> dict[str, float]:
     tokens = np.array(opened.tokenizer.encode(text_of(opened.tokenizer, count + count // context + 1)))
     windows = [Window(tokens[at : at + context + 1], at) for at in range(0, count, context)]
     with Peak() as peak:
-        begin = time.perf_counter()
+        begin = time.process_time()
         memory = 0 if method == "mapped" else None
         store = build_datastore(model, windows, [len(windows)], "hidden", PASS, memory=memory)
-        built = time.perf_counter()
+        built = time.process_time()
         nearest(store.keys[:: len(store.keys) // 1024][:1024].clone(), store.keys, 32)
-        ended = time.perf_counter()
+        ended = time.process_time()
     return {
         "store_seconds": built - begin, "seconds_per_question": (ended - built) / 1024,
         "store_bytes": store.num_bytes(0), "peak_bytes": peak.bytes,

@@ -39,6 +39,7 @@ OPERATIONS: Mapping[str, Callable[[float], float]] = {
     "percent": lambda value: 100 * value,
     "per thousand": lambda value: value / 1e3,
     "per million": lambda value: value / 1e6,
+    "milliseconds": lambda seconds: 1e3 * seconds,
     "minutes": lambda seconds: seconds / 60,
     "hours": lambda seconds: seconds / 3600,
 }

@@ -234,6 +234,23 @@ STUDIES = {
     ),
     "schedules": Expected(["design.seeds=1", "design.law=null"], 3, "", decision="not tested"),
     "stability": Expected(["design.lrs=[0.003,0.03]", "design.seeds=2"], 32, ""),
+    "tasks": Expected(
+        [
+            "data=task",
+            "data.path={data}/instruct.jsonl",
+            "data.prompt='{question}'",
+            "data.target='{answer}'",
+            "design.arms={prefix:null,scratch_100:null,pretrained_100:null,scratch_10:null,pretrained_10:null,"
+            "scratch_1:{data.tokenizer:bytes,budget.tokens:2k},pretrained_1:{budget.tokens:2k}}",
+            "design.fill.base=[{dense}]",
+            "design.seeds=1",
+            "evals.generation.limit=4",
+            "study.claims=[{of:{arm:pretrained_1},against:{arm:scratch_1}}]",
+        ],
+        2,
+        "",
+        decision="not tested",
+    ),
     "transfer": Expected(TRANSFER, 9, "", decision="not tested"),
     "upcycling": Expected(
         ["design.lrs=[0.03]", "design.seeds=1", "design.fill.base=[{dense}]", "budget.flops=2e9", UPCYCLING, *NARROW],
