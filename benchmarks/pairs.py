@@ -36,14 +36,15 @@ PAIRS: dict[str, Shape] = {
 def ours(shape: Shape) -> Any:
     """kleiber's model of a shape, and the function from a batch of tokens to the sum and the number of its losses."""
     from kleiber.models.transformer import Transformer
+    from kleiber.nn.mlp import SwiGLU
     from kleiber.nn.moe import interleaved_moe
     from kleiber.objectives.clm import CLM
     from kleiber.types.batch import Batch
 
     experts = {"num_experts": shape.get("experts"), "k": shape.get("active")}
-    mlp = {"mlp": partial(interleaved_moe, **experts)} if "experts" in shape else {}
+    mlp = partial(interleaved_moe, **experts) if "experts" in shape else SwiGLU
     size = (shape["vocab"], shape["depth"], shape["width"])
-    model = Transformer(*size, num_heads=shape["heads"], context=shape["context"], **mlp)
+    model = Transformer(*size, num_heads=shape["heads"], context=shape["context"], mlp=mlp)
     objective = CLM()
 
     def loss(tokens: Any) -> Any:

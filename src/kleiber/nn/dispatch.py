@@ -240,6 +240,7 @@ class PaddedProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+        """The products; `sizes` are the numbers of rows of the experts, and rows beyond them become 0."""
         ctx.save_for_backward(rows, weight)
         ctx.sizes = [*sizes, len(rows) - sum(sizes)]
         result = rows.new_zeros(len(rows), weight.shape[2])
@@ -250,6 +251,7 @@ class PaddedProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of the rows and of the matrices."""
         rows, weight = ctx.saved_tensors
         of_rows, of_weight = torch.zeros_like(rows), torch.empty_like(weight)
         parts = zip(rows.split(ctx.sizes), grad.split(ctx.sizes), of_rows.split(ctx.sizes), strict=True)
