@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
-from kleiber.config.check import check
+from kleiber.config.check import check, check_node
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
 
@@ -101,3 +102,8 @@ def test_a_wrong_key_is_refused_without_importing_torch():
     assert done.returncode == 2
     assert done.stdout.strip() == "[]"
     assert done.stderr.startswith("kleiber: model.depth=abc")
+
+
+def test_a_part_of_a_model_that_needs_what_layers_do_not_get_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.mlp: layers get no vocab_size"):
+        check_node("model.mlp", {"_target_": "kleiber.models.Transformer", "_partial_": True}, Callable)

@@ -259,10 +259,11 @@ def check_node(path: str, node: Config, annotation: object = None) -> None:
     check_hydra_keys(path, node, annotation)
     arguments = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
     check_arguments(path, target, arguments)
-    if not node.get(PARTIAL):
-        for name, parameter in target.parameters.items():
-            if parameter.required and name not in arguments and name not in SUPPLIED:
-                raise ConfigError(f"{path}.{name} must be set: there is no default for it")
+    for name in (name for name, parameter in target.parameters.items() if parameter.required and name not in arguments):
+        if not node.get(PARTIAL) and name not in SUPPLIED:
+            raise ConfigError(f"{path}.{name} must be set: there is no default for it")
+        if node.get(PARTIAL) and name in SUPPLIED:
+            raise ConfigError(f"{path}: layers get no {name}, which {node['_target_']} needs: they get their site")
 
 
 def check_arguments(path: str, target: Signature, arguments: Config) -> None:

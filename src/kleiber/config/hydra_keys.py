@@ -29,7 +29,9 @@ def check_hydra_keys(path: str, node: Mapping[str, object], annotation: object) 
     for key in HYDRA_KEYS[1:]:
         value = node.get(key)
         if key in required and value is not required[key]:
-            raise ConfigError(f"{path}.{key}={value} must be {str(required[key]).lower()}: do not change it")
+            needed = str(required[key]).lower()
+            fix = "do not change it" if key in node else f"add `{key}: {needed}` to the file of the choice"
+            raise ConfigError(f"{path}.{key}={value} must be {needed}: {fix}")
         if key in node and key not in required and not (key in free and isinstance(value, bool)):
             raise ConfigError(f"{path}.{key}={value} is a key of Hydra that kleiber does not use here: remove it")
 
