@@ -104,15 +104,6 @@ def test_a_trial_that_keeps_the_schedule_of_its_budget_is_told(limit, stop, is_t
     assert ("budget.steps=10" in text) == is_trial == bool(text)
 
 
-def test_a_dry_run_tells_the_same(launch, capsys, tmp_path):
-    path = tmp_path / "few.txt"
-    path.write_text("a few words of text " * 40)
-    launch("data=text", f"data.path={path}", "budget.tokens=10K", "dry_run=true")
-    out = capsys.readouterr().out
-    (files,), (warning,) = texts(out, "files"), texts(out, "warning")
-    assert files == "few: 1 file, 800 bytes, 1 document (1 text)" and "budget.tokens=10K is" in warning
-
-
 @pytest.mark.parametrize(
     ("precision", "amx", "bf16", "advised"),
     [(32, True, 1.0, "trainer.precision=bf16"), (32, False, 1.0, None), (64, True, 1.0, None),
