@@ -50,12 +50,17 @@ def scores_at_distances(table: Rows, runs: Sequence[Run]) -> Rows:
 
 
 def path_of(run: Run) -> Rows:
-    """Returns the evaluations of a run, from the start on: step, distance and scores."""
+    """Returns the evaluations of a run, from the start on: step, distance and scores.
+
+    Raises ValueError where no evaluation has all of the scores.
+    """
     rows = []
     for row in [{"step": 0, **run.stage["start_metrics"]}, *run.stage["curve"]]:
         values = {name: value_of(row, pattern) for name, pattern in {"kl": KL, **SCORES}.items()}
         if None not in values.values():
             rows.append({"step": row["step"], **values})
+    if not rows:
+        raise ValueError(f"{run.name} has no evaluation with {', '.join(['kl', *SCORES])}")
     path: Rows = pd.DataFrame(rows)
     path["distance"] = np.sqrt(path["kl"].clip(lower=0))
     for name in SINCE_START:
