@@ -59,7 +59,7 @@ def test_a_sweep_and_its_table(at_home, capsys):
     assert {run.status for run in read_runs(at_home / "multirun/first")} == {"finished"}
     capsys.readouterr()
     assert exit_codes("kleiber runs") == {"kleiber runs multirun/first": 0}
-    assert capsys.readouterr().out.count("finished") == 1 + 8  # a line of totals and one a cell
+    assert capsys.readouterr().out.count("finished") == 1 + 4  # a line of totals and one a cell
 
 
 def test_a_prediction_is_what_the_readme_shows(monkeypatch, capsys):

@@ -99,6 +99,18 @@ def test_an_error_ends_the_activity_and_its_thread():
     assert "progress" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_an_activity_ends_whose_thread_a_signal_kept_from_starting(monkeypatch):
+    def interrupted(thread):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    display, work = Display(), Activity("training")
+    with pytest.raises(KeyboardInterrupt):
+        display.begin(work)
+    display.end(work)
+    assert display.activities == []
+
+
 def test_a_terminal_has_one_live_line_and_the_log_has_plain_lines(monkeypatch):
     terminal = use_terminal(monkeypatch)
     log = io.StringIO()

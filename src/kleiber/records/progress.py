@@ -120,7 +120,8 @@ class Display:
         self.activities.remove(activity)
         if not self.activities and self._thread is not None:
             self._ended.set()
-            self._thread.join()
+            if self._thread.is_alive():  # not where a signal came while it was being started
+                self._thread.join()
             self._thread = None
         self._erase()
         if not self.activities:
