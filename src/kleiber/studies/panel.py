@@ -283,8 +283,8 @@ class Panel(ClaimStudy):
 
     def untested(self, places: Sequence[Row], measures: Sequence[Measure], keys: Sequence[Key]) -> list[str]:
         """Returns which claims name a value that none of the planned places has."""
-        known = (key.name for key in keys if key.sources and not any(map(is_of_stage, key.sources)))
-        planned = {name: list(dict.fromkeys(place[name] for place in places)) for name in known}
+        from_config = (key.name for key in keys if key.sources and not any(map(is_of_stage, key.sources)))
+        planned = {name: list(dict.fromkeys(place[name] for place in places)) for name in from_config}
         texts, first = [], {"measure": measures[0].name}
         levels: Levels = {key.name: planned.get(key.name, [0]) for key in keys}
         for at, node in enumerate(self.claims):
