@@ -2,7 +2,10 @@
 
 import os
 import signal
+import sys
 import threading
+import time
+import weakref
 
 import pytest
 
@@ -51,6 +54,34 @@ def test_a_second_ctrl_c_ends_the_process_at_once_after_its_last_acts(tmp_path):
             os._exit(99)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
     assert (tmp_path / "outer").read_text() == "SIGINT" and (tmp_path / "inner").exists()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_exception_that_python_discards_is_not_printed_and_comes_again(number, capfd):
+    """FAULTS 122: a signal came in the callback of a weak reference to a module's lock, while PyTorch was imported."""
+
+    def react(name):
+        raise preempted_by(name, "")
+
+    hook = sys.unraisablehook
+    with pytest.raises(Preempted, match=signal.Signals(number).name), on_preemption(react):
+        referent = threading.Event()
+        reference = weakref.ref(referent, lambda _: signal.raise_signal(number))
+        del referent
+        assert reference() is None
+        time.sleep(20)
+    assert sys.unraisablehook is hook and capfd.readouterr() == ("", "")
+
+
+def test_an_exception_that_no_signal_caused_reaches_the_hook_that_was_there(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda discarded: heard.append(type(discarded.exc_value)))
+    with on_preemption(lambda _: None):
+        referent = threading.Event()
+        reference = weakref.ref(referent, lambda _: 1 / 0)
+        del referent
+        assert reference() is None
+    assert heard == [ZeroDivisionError]
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])

@@ -157,16 +157,30 @@ def on_preemption(react: Callable[[str], object], last_act: Callable[[], object]
     """Calls `react` with the name of the first SIGTERM, SIGUSR1 or SIGINT; yields the names of all that came.
 
     Restores the previous handlers on exit. Outside the main thread no signal arrives, and the list stays empty.
+    A `Preempted` that `react` raises where Python discards exceptions (a finalizer, a callback of a weak reference,
+    both of which run during imports) is not printed, and the signal comes again.
 
     last_act  called when a second SIGINT ends the process
     """
     received: list[str] = []
+    hook = sys.unraisablehook
 
     def note(number: int, frame: object) -> None:
         note_signal(number)
         received.append(signal.Signals(number).name)
         if len(received) == 1:
             react(received[0])
+
+    def send_again(discarded: sys.UnraisableHookArgs) -> None:
+        if not isinstance(discarded.exc_value, Preempted):
+            hook(discarded)
+            return
+        number = signal.Signals[received[0]]
+        received.clear()
+        _CtrlC.count = 0  # or the second delivery would count as a second Ctrl-C
+        again = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number))
+        again.daemon = True
+        again.start()
 
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -175,9 +189,11 @@ def on_preemption(react: Callable[[str], object], last_act: Callable[[], object]
     _CtrlC.last_acts.append(last_act)
     _CtrlC.received.append(received)
     before = [signal.signal(number, note) for number in handled]
+    sys.unraisablehook = send_again
     try:
         yield received
     finally:
+        sys.unraisablehook = hook
         for number, handler in zip(handled, before, strict=True):
             signal.signal(number, handler)
         _CtrlC.last_acts.pop()
