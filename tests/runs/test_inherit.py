@@ -96,6 +96,15 @@ def test_a_start_of_another_architecture_is_wrapped(completed, tmp_path):
         completed("init=hf", f"init.path={tmp_path}", "init.upstream=[tinystories]")
 
 
+@pytest.mark.parametrize("key", ["depth=3", "width=128", "num_heads=4", "num_kv_heads=1", "tied=true", "qk_norm=true"])
+def test_a_key_that_the_weights_fix_cannot_have_another_value(completed, folder, key):
+    name = key.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"model.{name}=.* leave the key out"):
+        completed("init=hf", f"init.path={folder}", f"model.{key}")
+    equal = completed("init=hf", f"init.path={folder}", "model.width=64", "model.rope_theta=5000.0")["model"]
+    assert equal["width"] == 64 and equal["rope_theta"] == 5000.0
+
+
 def test_a_rate_that_is_set_does_not_change(completed, folder, tmp_path):
     imported = ["init=hf", f"init.path={folder}"]
     assert completed(*imported, "optimizer.lr=0.02")["optimizer"]["lr"] == 0.02

@@ -34,6 +34,7 @@ from kleiber.runs.recorded_config import with_present_paths
 from kleiber.types import Config, Json
 
 Planned = Mapping[Path, Run]
+FIXED_BY_WEIGHTS = ("depth", "width", "num_heads", "num_kv_heads", "tied", "qk_norm")  # keys of a model from a folder
 
 
 def locate_stage(path: str) -> tuple[Path, str]:
@@ -191,6 +192,10 @@ def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
         node = hf_model_node(folder, config["model"]["context"] if "model.context" in set_keys else None)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    for name in FIXED_BY_WEIGHTS:
+        asked = config["model"].get(name)
+        if f"model.{name}" in set_keys and asked is not None and asked != node[name]:
+            raise ConfigError(f"model.{name}={asked} must be {node[name]}, that of {folder}: leave the key out")
     config = _with_model({**config, "init": {**init, "path": str(folder)}}, node, set_keys)
     return _with_tokenizer(config, str(folder.absolute()), set_keys)
 

@@ -251,7 +251,7 @@ class LiveBytes(TorchDispatchMode):
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 number = self.number(value)
-                if number not in self.marks and self.vocabulary in value.shape:
+                if number not in self.marks and value.shape[-1:] == (self.vocabulary,):
                     self.marks[number] = "logits", 1
                 if function is torch.ops.aten._to_copy.default and (copied := self.number(inputs[0])) in self.weights:
                     self.marks[number] = "gathered" if copied in self.gathered else "copies", 1

@@ -181,7 +181,7 @@ class View:
         cells: dict[Hashable, list[Cell]] = {side_key(side): [values] for (_, side), values in sides}
         return Question(
             claim=claim, text=text, wording=wording, values=sampled.values, unit=measure.unit, better=measure.better,
-            problem=problem or waiting, advice="" if problem else FINISH * bool(waiting),
+            problem=waiting or problem, advice=FINISH * bool(waiting),
             tuned=None if equal is None else not problem and equal != RATE,
             samples=f"values of {' and '.join(sampled.names)}", paired=paired, groups={} if paired else cells,
         )  # fmt: skip

@@ -128,7 +128,8 @@ def verdict(result: Result) -> str:
     wording = None if claim.text else question.wording
     if estimate is None or result.decision not in (Decision.SUPPORTED, Decision.CONTRADICTED):
         text = prefixed("whether ", question.text if wording is None else wording(claim))
-        number = "" if estimate is None else relative(estimate, claim)
+        is_compared = wording is not None and claim.against is not None and claim.direction != "within"
+        number = "" if estimate is None else in_words(estimate) if is_compared else relative(estimate, claim)
         if result.decision == Decision.NOT_TESTED:
             return f"{text}, since {result.why}{f'; measured: {number}' if number else ''}"
         return f"{text}: {number}" if number else text
@@ -140,6 +141,21 @@ def verdict(result: Result) -> str:
         return f"{wording(claim)}: {number}"
     size = estimate if claim.direction == "higher" else estimate.negated()
     return f"{wording(claim)}, by {' '.join(size.text('.3g').split())}"
+
+
+def in_words(estimate: Estimate) -> str:
+    """Returns a difference as `0.14 nats higher, between 0.04 lower and 0.32 higher`.
+
+    A claim names both groups, so that no reader has to ask which one was subtracted.
+    """
+    value, lo, hi = estimate.value, estimate.lo, estimate.hi
+    if lo is None or hi is None:
+        return signed(estimate)
+    sides = ["higher" if each > 0 else "lower" for each in (value, lo, hi)]
+    size = " ".join(f"{abs(value):.3g} {estimate.unit}".split())
+    near, far = (hi, lo) if hi <= 0 else (lo, hi)
+    low = f"{abs(near):.3g}" if sides[1] == sides[2] else f"{abs(near):.3g} {sides[1]}"
+    return f"{size} {sides[0]}, between {low} and {abs(far):.3g} {sides[2]}"
 
 
 def relative(estimate: Estimate, claim: Claim) -> str:

@@ -1,6 +1,13 @@
 """Costs stand beside each other with their ratios, and those of an arm follow from its best run."""
 
-from kleiber.studies.compare.costs import LATENCY, arms_without_latency, cost_table, costs_of_leaf, facts_of_arm
+from kleiber.studies.compare.costs import (
+    LATENCY,
+    arms_without_latency,
+    cost_table,
+    costs_of_leaf,
+    facts_of_arm,
+    uneven_speeds,
+)
 from kleiber.studies.compare.measures import Measures
 
 DECODE = f"{LATENCY}decode_tokens_per_s"
@@ -41,3 +48,10 @@ def test_arms_without_latency_are_named_where_others_have_it():
     (note,) = arms_without_latency(FACTS)
     assert note["code"] == "latency" and " old;" in note["text"]
     assert arms_without_latency({"old": FACTS["old"]}) == arms_without_latency({"moe": FACTS["moe"]}) == []
+
+
+def test_an_arm_whose_fastest_run_is_far_above_its_median_run_is_named():
+    speeds = {"lion": [4300.0, 3800.0, 10_000.0], "adamw": [4200.0, 4000.0, 4100.0], "foreign": []}
+    (note,) = uneven_speeds(speeds)
+    assert note["code"] == "speed" and "(lion 2.3)" in note["text"] and "adamw" not in note["text"]
+    assert uneven_speeds({"adamw": speeds["adamw"]}) == []

@@ -18,7 +18,7 @@ from kleiber.config.errors import Status
 from kleiber.inference.contrasts import Cell
 from kleiber.inference.optimum import Optimum, at_best_rate
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, with_readable_latency
+from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, measured_values, with_readable_latency
 from kleiber.studies.compare.labels import LOSS, arm_from_text
 from kleiber.studies.compare.measures import LOADS, Measures, expert_loads
 from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
@@ -43,6 +43,7 @@ class Arm:
     measure           the name of that measure
     measures_at_best  all measures of the runs at the best rate, by name and seed
     scores            unit, direction and label of each measure
+    speeds            training tokens per second of its runs
     """
 
     name: str
@@ -54,6 +55,7 @@ class Arm:
     measures_at_best: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     higher_is_better: bool = False
     scores: Measures = field(default_factory=Measures)
+    speeds: Sequence[float] = ()
 
     @property
     def best_values(self) -> Mapping[int, float]:
@@ -257,8 +259,8 @@ def arm_from_rows(
             if (key == LOSS or "/" in key or key.startswith(START)) and isinstance(value, float):
                 measures.setdefault(key, {})[row["seed"]] = value
     scores = Measures() if scores is None else scores
-    facts = facts_of_arm(ended, scores)
-    return Arm(name, values, best, reason, facts, measure, measures, higher_is_better, scores)
+    facts, speeds = facts_of_arm(ended, scores), measured_values(ended, "speed")
+    return Arm(name, values, best, reason, facts, measure, measures, higher_is_better, scores, speeds)
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:

@@ -29,6 +29,7 @@ BY_BATCH = {
     "decode tokens/s": "decode_tokens_per_s",
     "bytes while decoding": "memory_bytes",
 }
+UNEVEN = 1.2  # fastest run over median run of an arm, above which other work may be what made the difference
 LATENCY_METHODS = (
     " Latency (evals=[latency]) was taken of every branch after its last step, in the process that trained it: "
     "greedy decoding of random tokens with a key-value cache, by the weights that were trained, not compiled; prompts "
@@ -77,7 +78,7 @@ def facts_of_arm(rows: Sequence[Row], scores: Measures) -> dict[str, float]:
     latency = dict.fromkeys(name for row in rows for name in row if name.startswith(LATENCY))
     facts: dict[str, float] = {}
     for name in (*MEDIANS, "speed", *latency):
-        values = measured(rows, name)
+        values = measured_values(rows, name)
         best = max if name == "speed" or scores[name].better == "higher" else min
         if values:
             facts[name] = statistics.median(values) if name in MEDIANS else best(values)
@@ -88,7 +89,7 @@ def facts_of_arm(rows: Sequence[Row], scores: Measures) -> dict[str, float]:
     return facts
 
 
-def measured(rows: Sequence[Row], name: str) -> list[float]:
+def measured_values(rows: Sequence[Row], name: str) -> list[float]:
     """The values of a column, without None and nan."""
     values = [row.get(name) for row in rows]
     return [float(value) for value in values if value is not None and value == value]
@@ -130,3 +131,20 @@ def arms_without_latency(facts: Mapping[str, Mapping[str, float]]) -> list[dict[
         return []
     text = f"latency was not measured in the runs of {', '.join(names)}; kleiber eval RUN --evals latency does it"
     return [{"code": "latency", "text": text}]
+
+
+def uneven_speeds(speeds: Mapping[str, Sequence[float]]) -> list[dict[str, str]]:
+    """A caveat that names the arms whose fastest run is far from the median run, perhaps because of other work.
+
+    speeds  training tokens per second of the runs of each arm
+    """
+    factors = {arm: max(each) / statistics.median(each) for arm, each in speeds.items() if each}
+    uneven = {arm: factor for arm, factor in factors.items() if factor > UNEVEN}
+    if not uneven:
+        return []
+    named = ", ".join(f"{arm} {factor:.2g}" for arm, factor in uneven.items())
+    text = (
+        "speed, energy and price are those of the fastest run of an arm. It was faster than the median run by a factor "
+        f"({named}), so other work on the machine may have changed their ratios"
+    )
+    return [{"code": "speed", "text": text}]

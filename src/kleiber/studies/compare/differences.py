@@ -243,12 +243,12 @@ def question(
     name = "" if arm is None else in_sentence((labels or {}).get(arm.name, arm.name))
     untuned = "" if arm is None else f"{name} is not tuned: {arm.untuned_because}"
     unlike = uneven(arms) if arms else ""
-    problems = [*(each.why for each in sides), untuned, unlike, waiting]
+    problems = [waiting, *(each.why for each in sides), untuned, unlike]
     before = any(MOMENT in side for _, side in claim.sides)
     return Question(
         **fields, values=values, problem=next(filter(None, problems), ""), tuned=not untuned, paired=before,
         groups={} if before else groups_of(ladders, claim.measure, arms),
-        advice=rates_to_add(arms) if untuned or unlike else FINISH * bool(waiting),
+        advice=FINISH if waiting else rates_to_add(arms) if untuned or unlike else "",
         weights=None if before else weights_of(claim), point=point_of(arms) if claim.measure == tuned_by else "",
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ from kleiber.studies.compare.arms import (
     read_ladders,
     too_few,
 )
-from kleiber.studies.compare.costs import arms_without_latency, cost_table
+from kleiber.studies.compare.costs import arms_without_latency, cost_table, uneven_speeds
 from kleiber.studies.compare.differences import (
     Differences,
     Ladders,
@@ -61,9 +61,10 @@ from kleiber.types import Config, Count, Json, Row
 if TYPE_CHECKING:
     from kleiber.studies.panel import Panel
 
+COSTS = "Speed and memory"
 TABLES = (
     "What the arms are", "What all arms share", "Differences", "Differences by training tokens",
-    "Trends of differences", "Effective parameter multiplier", "Arms", "Speed and memory",
+    "Trends of differences", "Effective parameter multiplier", "Arms", COSTS,
 )  # fmt: skip
 DIFFERENT = 1.25  # factor between the sizes of arms from which a figure over sizes is drawn
 FIGURES = ("differences", "time", "arms", "tuning", "tokens", "sizes")
@@ -254,6 +255,7 @@ def decide_arms(
     each = results[0].level
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
     facts = {name: arm.facts for name, arm in arms.items()}
+    speeds = {labels.get(name, name): arm.speeds for name, arm in arms.items() if COSTS not in study.hidden}
     differences = Differences(ladders, measure, level, study.variance, quantities)
     multipliers, warnings = multiplier_table(arm_named(claims[0].of), study.sizes, ladders, level)
     tables = {
@@ -262,7 +264,7 @@ def decide_arms(
         "Trends of differences": trends(pairs, ladders, measure, level),
         "Effective parameter multiplier": multipliers,
         "Arms": [arm.row() for ladder in ladders.values() for arm in ladder],
-        "Speed and memory": cost_table(facts, pairs),
+        COSTS: cost_table(facts, pairs),
     }
     drawn = differences_drawn(results, pairs, replace(differences, level=each))
     charts = figures(claims, arms, tables, measure, scores, drawn, (level, each), labels)
@@ -272,7 +274,7 @@ def decide_arms(
         ),
         question=question_of(claims, measured(ladders, measure).label, labels, pairs),
         claims=results,
-        caveats=[*warnings, *arms_without_latency(facts)],
+        caveats=[*warnings, *arms_without_latency(facts), *uneven_speeds(speeds)],
         tables={
             title: with_intervals_of_claims(rows, results, level)
             for title, rows in tables.items()

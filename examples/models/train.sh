@@ -1,0 +1,38 @@
+#!/bin/sh
+# Trains the models of docs/tutorials/chat.md, from text that every machine has, and exports them as Hugging Face folders.
+#
+#     sh train.sh [FOLDER]
+#
+# FOLDER (models unless given) gets base, a model of documentation; chat, which answers questions; and reward, which
+# prefers varied text. The runs are in multirun/models. Interrupted, the same command goes on. PRECISION=bf16 is faster
+# on a processor that computes in it.
+set -eu
+python=${PYTHON:-python}
+here=$(dirname "$0")
+folder=${1:-models}
+precision=${PRECISION:-32}
+mkdir -p "$folder"
+
+run() { ls -d "multirun/models_$1"/gpt-*; }
+
+train() { # NAME, then overrides
+    name=$1
+    shift
+    "$python" -m kleiber train "name=models_$name" "trainer.precision=$precision" "$@"
+}
+
+write() { # NAME: exports its run, unless that was done before
+    [ -e "$folder/$1" ] || "$python" -m kleiber export "$(run "$1")" "$folder/$1"
+}
+
+train base model.width=256 model.depth=4 model.num_heads=8 model.context=256 data.tokenizer=bpe data.vocab_size=2048 \
+    optimizer.lr=0.02 budget.tokens=12M eval.tokens=256K eval.every_tokens=3M
+write base
+
+[ -e "$folder/questions.jsonl" ] || "$python" "$here/questions.py" "$folder/questions.jsonl"
+train chat init=checkpoint "init.path=$(run base)" objective=sft data=instruct "data.path=$folder/questions.jsonl" \
+    optimizer.lr=0.01 budget.tokens=4M eval.tokens=128K
+write chat
+
+train reward init=checkpoint "init.path=$(run base)" objective=reward optimizer.lr=0.001 data=judged \
+    "data.model=$(run base)" data.prompts=builtin/docs data.pairs=1000 data.judgments=1000
