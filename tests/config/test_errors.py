@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -157,3 +158,21 @@ def test_a_process_that_has_nothing_to_save_leaves_ctrl_c_to_a_run_that_has():
 def test_a_long_list_of_names_is_cut_and_counted():
     assert listed(["a", "b"], most=2) == "a, b"
     assert listed(["a", "b", "c", "d"], most=2) == "a, b, and 2 more"
+
+
+ABORTING = """
+import atexit, ctypes, sys
+from kleiber.config.errors import exit_with
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(libc.abort, None, None)  # as a destructor that finds a thread running
+atexit.register(print, "closed")
+sys.stderr.write("written")
+exit_with(4)
+"""
+
+
+@pytest.mark.parametrize(("variables", "code"), [({"RANK": "1"}, 4), ({}, -signal.SIGABRT)])
+def test_a_rank_ends_without_the_destructors_that_may_abort_it(variables, code):
+    env = {name: value for name, value in os.environ.items() if name != "RANK"} | variables
+    ended = subprocess.run([sys.executable, "-c", ABORTING], capture_output=True, text=True, env=env)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "closed\n", "written")
