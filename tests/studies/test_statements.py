@@ -63,7 +63,7 @@ def result(values, turned=False, looks=1, **claim):
         ([-0.2, -0.21], {"direction": "not_higher"}, "supported", "loss is lower with arm b than with arm a, by 0.205"),
         ([-0.2, -0.21], {"margin": 0.1}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
         ([0.01, -0.01], {"margin": 0.2}, "contradicted",
-         "loss is at most 0.2 nats lower with arm b than with arm a: 0 [-0.06"),
+         "loss is not lower by more than 0.2 nats with arm b than with arm a: 0 [-0.06"),
         ([0.5, 0.51], {"margin": 0.2}, "contradicted", "loss is higher with arm b than with arm a, by 0.505 ["),
         ([0.5, 0.51], {"direction": "not_higher", "margin": 0.2}, "contradicted",
          "loss is higher by more than 0.2 nats with arm b than with arm a: +0.505 ["),

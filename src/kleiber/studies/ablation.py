@@ -165,7 +165,8 @@ class Ablation(ClaimStudy):
         def wording(stated: Claim) -> str:
             """Returns the claim with a direction as a sentence."""
             negation, _, comparative = stated.direction.rpartition("_")
-            has = f"{readable(change.name)} has {'no' if negation else 'a'} {comparative} loss than {readable(plain)}"
+            article, names = "no" if negation else "a", [f'"{readable(name)}"' for name in (change.name, plain)]
+            has = f"{names[0]} is predicted to have {article} {comparative} loss than {names[1]}"
             return f"{has} at {self.target:g} times the largest compute"
 
         ladder = change.ladder

@@ -39,7 +39,6 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
     amount = f"{claim.margin:g} {unit}".strip()
     negation, _, comparative = claim.direction.rpartition("_")
     by = f" by more than {amount}" if claim.margin else ""
-    most = f"at most {amount} {comparative}" if negation and claim.margin else ""
     against = {**claim.of, **(claim.against or {})}
     ours, theirs, shared = group(claim.of, against, label), group(against, claim.of, label), ""
     common = {key: value for key, value in claim.of.items() if against[key] == value and key not in (claim.than or {})}
@@ -49,15 +48,14 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
         measure = f"the difference in {measure} between {ours} and {theirs}"
         of = {key: claim.of.get(key, value) for key, value in claim.than.items()}
         ours, theirs = group(of, claim.than, label), group(claim.than, of, label)
+    size = f"{'not ' * bool(negation)}{comparative}"
     if claim.direction == "within":
         text = f"{measure} differs by less than {amount} between {ours} and {theirs}"
     elif claim.against is None:
         than = f"{claim.less:g} {unit}".strip()
-        size = f"{most} than {than}" if most else f"{'not ' * bool(negation)}{comparative} than {than}{by}"
-        text = f"{measure} of {group(claim.of, {}, label)} is {size}"
+        text = f"{measure} of {group(claim.of, {}, label)} is {size} than {than}{by}"
     else:
-        size = most or f"{'not ' * bool(negation)}{comparative}{by}"
-        text = f"{measure} is {size} with {ours} than with {theirs}"
+        text = f"{measure} is {size}{by} with {ours} than with {theirs}"
         text += f", by more than {claim.less:g}" if claim.less else ""
     text += shared
     return text if claim.equal is None else f"{text}, at equal {EQUAL[claim.equal]}"

@@ -326,7 +326,7 @@ def sentence(claim: Claim, measure: Score, labels: Mapping[str, str]) -> str:
         by = f" by more than {claim.margin:g}" if claim.margin else ""
         text = f"{arm} has {'no' if negation else 'a'} {comparative} {name} than {against}{by}"
         if negation and claim.margin:
-            text = f"the {name} of {arm} is at most {claim.margin:g} {comparative} than that of {against}"
+            text = f"{arm} does not have a {comparative} {name} than {against}{by}"
     return text if before or claim.equal is None else f"{text} at equal {equal_label(claim.equal)}"
 
 
