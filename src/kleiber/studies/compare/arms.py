@@ -345,7 +345,7 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
     for part, planned in zip(parts, plans, strict=True):
         seeds = len({run.config.get("seed") for run in part})
         if seeds < max(planned, default=0):
-            return f"{seeds} of {max(planned)} planned seeds of {arm_of(part[0])} were run"
+            return f'{seeds} of the {max(planned)} planned seeds of the arm "{arm_of(part[0])}" were run'
     planned = max((each - {*range(SEEDS)} for each in plans), key=len, default=set())
     if len(planned) > looks:
         numbers = ", ".join(map(str, sorted(planned)))
