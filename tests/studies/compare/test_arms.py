@@ -240,7 +240,7 @@ def test_a_part_of_the_planned_seeds_decides_nothing(tmp_path):
     write(tmp_path, STUDY, "a", 3.0, seeds=5)
     write(tmp_path, STUDY, "b", 3.0, seeds=3)
     runs = plan(tmp_path, a=lambda seed: 5, b=lambda seed: 5)
-    assert not_ready(runs, 1) == "3 of 5 planned seeds of b were run"
+    assert not_ready(runs, 1) == '3 of the 5 planned seeds of the arm "b" were run'
     assert not_ready(runs, 1, lambda run: f"seed={run.config['seed'] % 2}") == "", "a key that the design did not name"
     assert planned_looks(runs, arm_name) == 1
 

@@ -143,7 +143,7 @@ def test_a_part_of_the_planned_seeds_of_a_kind_decides_nothing_from_one_text_or_
     suffix = " from text/1M" * (len(texts) > 1)
     findings = Baselines(claims=[{"arm": f"ours{suffix}", "against": f"theirs{suffix}"}]).analyze(placed)
     assert overall(findings.claims) == "not tested"
-    assert findings.claims[0].why == f"3 of 4 planned seeds of ours{suffix} were run"
+    assert findings.claims[0].why == f'3 of the 4 planned seeds of the arm "ours{suffix}" were run'
 
 
 def test_a_plan_is_refused_for_what_its_report_would_be(runs):
