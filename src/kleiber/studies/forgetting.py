@@ -258,8 +258,8 @@ def headline(record: Json) -> str:
         return answer_text("", record["results"], study.level)
     level = contrast.format_level(Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats"))
     level = f"{best['bound']} {level}".lstrip()
-    least = f"{label(best['method'])} forgets least of the arms compared with {label(study.reference)}"
-    return answer_text(f"{where} {least} (F {level} nats).", record["results"], study.level)
+    least = f"{label(best['method'])} has the lowest estimate of F among the arms compared with {label(study.reference)}"
+    return answer_text(f"{where} {least} ({level} nats).", record["results"], study.level)
 
 
 def methods(study: Forgetting, noise: Row) -> str:
