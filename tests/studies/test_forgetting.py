@@ -103,7 +103,7 @@ def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
     findings = json.loads((tmp_path / "s" / "findings.json").read_text())
     assert (
         findings["answer"] in output
-        and "replay forgets least" in findings["answer"]
+        and "replay has the lowest estimate of F" in findings["answer"]
         and "not tested" in findings["answer"]
     )
     assert findings["missing"] == ["unlucky (failed)"] and "unlucky (failed)" in output
