@@ -258,7 +258,7 @@ def headline(record: Json) -> str:
         return answer_text("", record["results"], study.level)
     level = contrast.format_level(Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats"))
     level = f"{best['bound']} {level}".lstrip()
-    least = f"{label(best['method'])} has the lowest estimate of F among the arms compared with {label(study.reference)}"
+    least = f"{label(best['method'])} has the lowest estimate of F of the arms compared with {label(study.reference)}"
     return answer_text(f"{where} {least} ({level} nats).", record["results"], study.level)
 
 
