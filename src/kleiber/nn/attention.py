@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site, heads
 from kleiber.nn.positions import Alibi, Positions, last_positions, rope
+from kleiber.nn.precision import autocast_dtype, without_autocast
 from kleiber.types import Json, Positive, Width
 from kleiber.types.batch import Role
 from kleiber.types.model import Attention, LayerCache, Mask
 
 CHUNK = 64  # queries that a CPU computes at once where no gradient is needed
+SLOW_IN_BF16 = 32  # channels of a head up to which the kernel for CPUs is slower in bf16 than in fp32
 SPARSE = 512  # tokens of a row from which a GPU skips masked blocks (`nn.flex`)
 
 
@@ -105,7 +107,13 @@ class FullAttention(Attention):
             from kleiber.nn.flex import attend
 
             return attend(q, k, v, mask, self.scale, shared)
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=self.scale, enable_gqa=shared)
+        if self.head_dim > SLOW_IN_BF16 or q.device.type != "cpu" or autocast_dtype(q.device) is None:
+            return F.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=is_causal, scale=self.scale, enable_gqa=shared
+            )
+        with without_autocast(q.device):
+            parts, settings = (q.float(), k.float(), v.float()), {"scale": self.scale, "enable_gqa": shared}
+            return F.scaled_dot_product_attention(*parts, mask, is_causal=is_causal, **settings).to(v.dtype)
 
     def _attend_with_bias(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         """As `_attend`, with a bias that the kernel adds, or with all logits in memory where they are capped."""
