@@ -26,7 +26,7 @@ write() { # NAME: exports its run, unless that was done before
 }
 
 train base model.width=256 model.depth=4 model.num_heads=8 model.context=256 data.tokenizer=bpe data.vocab_size=2048 \
-    optimizer.lr=0.02 budget.tokens=12M eval.tokens=256K eval.every_tokens=3M
+    optimizer.lr=0.02 budget.tokens=12M eval.tokens=256K eval.every_steps=2000
 write base
 
 [ -e "$folder/questions.jsonl" ] || "$python" "$here/questions.py" "$folder/questions.jsonl"

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from kleiber.models.cache import Cache
 from kleiber.nn import attention
@@ -91,6 +92,17 @@ def test_fast_attention_equals_the_slow_one(kv, qk_norm):
     x = torch.randn(2, 9, 32, dtype=torch.float64)
     # The tables of the fast one are made in fp32.
     torch.testing.assert_close(module(x), slow(module, x), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_heads, dtype", [(8, torch.float32), (2, torch.bfloat16)])
+def test_in_bf16_a_cpu_attends_by_small_heads_in_fp32(num_heads, dtype):
+    module, x = FullAttention(Site(128), num_heads=num_heads), torch.randn(2, 24, 128)
+    with torch.autocast("cpu", torch.bfloat16):
+        q, k, v = module.project(x)
+        assert v.dtype == torch.bfloat16
+        attended = module._attend_causally(q, k, v)
+    exact = F.scaled_dot_product_attention(*(part.to(dtype) for part in (q, k, v)), is_causal=True, scale=module.scale)
+    assert attended.dtype == v.dtype and torch.equal(attended, exact.to(v.dtype))
 
 
 @pytest.mark.parametrize("kind", KINDS)
