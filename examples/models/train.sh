@@ -26,12 +26,12 @@ write() { # NAME: exports its run, unless that was done before
 }
 
 train base model.width=256 model.depth=4 model.num_heads=8 model.context=256 data.tokenizer=bpe data.vocab_size=2048 \
-    optimizer.lr=0.02 budget.tokens=12M eval.tokens=256K eval.every_steps=2000
+    optimizer.lr=0.02 budget.tokens=6M eval.tokens=256K eval.every_steps=500
 write base
 
 [ -e "$folder/questions.jsonl" ] || "$python" "$here/questions.py" "$folder/questions.jsonl"
 train chat init=checkpoint "init.path=$(run base)" objective=sft data=instruct "data.path=$folder/questions.jsonl" \
-    optimizer.lr=0.01 budget.tokens=4M eval.tokens=128K
+    optimizer.lr=0.01 budget.tokens=3M eval.tokens=128K
 write chat
 
 train reward init=checkpoint "init.path=$(run base)" objective=reward optimizer.lr=0.001 data=judged \
