@@ -1,4 +1,4 @@
-# Two commands for everybody, five more for who changes things. Each creates .venv when it is missing.
+# Three commands for everybody, five more for who changes things. Each creates .venv when it is missing.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Processes of the tests; each test has one thread.
@@ -8,10 +8,14 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKE
 # Keeps the first run to a few minutes, unless ARGS have others. The run is another one than without eval.every_steps=0.
 TRAIN = $(if $(findstring budget.,$(ARGS)),,budget.tokens=1.5M) $(if $(findstring eval.every_steps,$(ARGS)),,eval.every_steps=0)
 
-.PHONY: train test test-slow test-long test-all check docs
+.PHONY: train models test test-slow test-long test-all check docs
 
 train: .venv/installed
 	$(BIN)/python train.py model=moe $(TRAIN) $(ARGS)
+
+# The models of docs/tutorials/chat.md, in models/.
+models: .venv/installed
+	PYTHON=$(BIN)/python sh examples/models/train.sh models
 
 test: .venv/installed-dev
 	$(PYTEST) $(ARGS)

@@ -40,6 +40,15 @@ def test_weights_gradients_and_optimizer_state_have_the_bytes_of_the_parameters(
 
 
 @pytest.mark.slow
+def test_a_context_as_long_as_the_vocabulary_makes_no_logits_of_activations(cache_dir):
+    equal, shorter = (
+        plan(f"model.context={context}", f"batch.tokens={4 * context}", "batch.micro=2").parts for context in (272, 264)
+    )
+    assert equal["logits"] < 0.01 * equal["activations"]
+    assert equal["activations"] == pytest.approx(shorter["activations"], rel=0.1)
+
+
+@pytest.mark.slow
 def test_activations_grow_with_rows_and_shrink_with_checkpoints_and_bf16(cache_dir):
     whole, part = plan(), plan("batch.micro=2")
     assert part.parts["activations"] < 0.4 * whole.parts["activations"]
