@@ -74,6 +74,8 @@ def result(values, turned=False, looks=1, **claim):
          "whether loss is lower with arm b than with arm a: 0.05 nats lower, between 0.997 lower and 0.897 higher"),
         ([0.3, 0.2], {"margin": 0.1, "direction": "higher"}, "undecided",
          "whether loss is higher by more than 0.1 nats with arm b than with arm a: 0.25 nats higher, between 0.0657 "),
+        ([0.6, 0.3], {"less": 0.5, "direction": "higher"}, "undecided",
+         "whether loss is higher with arm b than with arm a, by more than 0.5: +0.45 ["),
         ([0.1, -0.2], {"direction": "within", "margin": 0.2}, "undecided",
          "whether loss differs by less than 0.2 nats between arm b and arm a: -0.05 ["),
         ([0.1], {}, "not tested", "whether loss is lower with arm b than with arm a, since "),

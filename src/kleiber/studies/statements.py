@@ -126,7 +126,8 @@ def verdict(result: Result) -> str:
     wording = None if claim.text else question.wording
     if estimate is None or result.decision not in (Decision.SUPPORTED, Decision.CONTRADICTED):
         text = prefixed("whether ", question.text if wording is None else wording(claim))
-        is_compared = wording is not None and claim.against is not None and claim.direction != "within"
+        is_compared = wording is not None and claim.against is not None and not claim.less
+        is_compared = is_compared and claim.direction != "within"
         number = "" if estimate is None else in_words(estimate) if is_compared else relative(estimate, claim)
         if result.decision == Decision.NOT_TESTED:
             return f"{text}, since {result.why}{f'; measured: {number}' if number else ''}"
