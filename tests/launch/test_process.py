@@ -7,7 +7,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 
 import pytest
 
-from kleiber.config.errors import ConfigError, Preempted
+from kleiber.config.errors import ConfigError, Preempted, exit_on_signals
 from kleiber.config.stages import quantity
 from kleiber.launch import main, process
 from kleiber.records import folder
@@ -96,23 +96,45 @@ def test_a_closed_pipe_is_no_error_of_a_command(monkeypatch):
         assert main.main([]) == 0
 
 
-@pytest.mark.parametrize("fails", [True, False])
-def test_a_signal_whose_exception_a_library_swallows_ends_the_run(tmp_path, monkeypatch, fails):
-    """As PyTorch does while it imports NumPy, which is then there in part, so that anything may fail of it later."""
-
-    def import_in_part() -> None:
+def test_a_signal_whose_exception_a_library_swallows_ends_the_run(tmp_path, monkeypatch):
+    def fail_later(*_: object) -> int:
         with suppress(BaseException):
             os.kill(os.getpid(), signal.SIGTERM)
-        if fails:
-            raise AttributeError("module has no attribute")
+        raise AttributeError("module has no attribute")
 
-    monkeypatch.setattr("kleiber.training.lightning.import_lightning", import_in_part)
-    monkeypatch.setattr("kleiber.runs.run.train", lambda *_: 0)
+    monkeypatch.setattr("kleiber.runs.run.train", fail_later)
     folder.write_config(tmp_path, {"name": "runs", "seed": 0, "trainer": {}}, [])
     code, error = process._train_and_report({}, tmp_path, ())
     assert code == 75
     assert isinstance(error, Preempted)
     assert folder.status(tmp_path) == "preempted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_within_an_import_ends_a_command_without_an_exception(tmp_path, monkeypatch, number):
+    """An exception there may be swallowed, and has crashed the interpreter while PyTorch was imported."""
+
+    def import_in_part() -> None:
+        with suppress(BaseException):
+            os.kill(os.getpid(), number)
+        os._exit(98)
+
+    monkeypatch.setattr("kleiber.training.lightning.import_lightning", import_in_part)
+    folder.write_config(tmp_path, {"name": "runs", "seed": 0, "trainer": {}}, [])
+    pid = os.fork()
+    if pid == 0:
+        exit_on_signals()
+        process._train_and_report({}, tmp_path, ())
+        os._exit(99)
+    code, status = {signal.SIGTERM: (75, "preempted"), signal.SIGINT: (130, "interrupted")}[number]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code and folder.status(tmp_path) == status
+
+
+def test_a_signal_within_an_import_of_a_notebook_raises(tmp_path, monkeypatch):
+    monkeypatch.setattr("kleiber.training.lightning.import_lightning", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(process, "is_command", lambda: False)
+    folder.write_config(tmp_path, {"name": "runs", "seed": 0, "trainer": {}}, [])
+    assert process._train_and_report({}, tmp_path, ())[0] == 75 and folder.status(tmp_path) == "preempted"
 
 
 def test_a_signal_outside_of_training_preempts():

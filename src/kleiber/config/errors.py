@@ -120,9 +120,11 @@ class _CtrlC:
 
     last_acts  what a second SIGINT does before it ends the process, one for each active `on_preemption`
     received   the names of the signals that came, one list for each of them
+    exits      whether this process is a command, which a signal may end at once (`exit_on_signals`)
     """
 
     count = 0
+    exits = False
     last_acts: ClassVar[list[Callable[[], object]]] = []
     received: ClassVar[list[list[str]]] = []
 
@@ -145,6 +147,11 @@ def pending_signal() -> int:
     """
     names = [name for received in _CtrlC.received for name in received]
     return signal.Signals[names[0]] if names else 0
+
+
+def is_command() -> bool:
+    """Whether this process is a command, which a signal may end at once, and not a notebook that called kleiber."""
+    return _CtrlC.exits
 
 
 def is_handled(number: int) -> bool:
@@ -209,6 +216,7 @@ def exit_on_signals() -> None:
     it imports what takes seconds, and has nothing to save. Signals that came while the process was started under
     `signals_held` come now.
     """
+    _CtrlC.exits = True
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, exit_at_once)

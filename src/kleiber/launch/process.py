@@ -27,6 +27,7 @@ from kleiber.config.errors import (
     Status,
     exit_on_signals,
     exit_with,
+    is_command,
     on_preemption,
     pending_signal,
     preempted_by,
@@ -162,7 +163,7 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
         try:
             return _import_and_train(config, folder, overrides), None
         except Exception as error:
-            number = pending_signal()  # a library may swallow its exception, as PyTorch does while it imports NumPy
+            number = pending_signal()  # a library may have swallowed its exception
             if not number:
                 _write_status(folder, Status.FAILED, hide_secrets(f"{type(error).__name__}: {error}"))
                 return print_error(error), error
@@ -171,9 +172,28 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
             reason = error
         except KeyboardInterrupt:
             reason = Interrupted("SIGINT: no new checkpoint was written")
-        _write_status(folder, reason.status, str(reason))
-        print_line(f"{reason.status} by {reason}; run the same command again to continue {folder}", err=True)
-        return reason.status.exit_code, reason
+        return _tell_preempted(folder, reason), reason
+
+
+def _tell_preempted(folder: Path, reason: Preempted) -> int:
+    """Writes and prints that a signal ended the run, and returns the exit code."""
+    _write_status(folder, reason.status, str(reason))
+    print_line(f"{reason.status} by {reason}; run the same command again to continue {folder}", err=True)
+    return reason.status.exit_code
+
+
+def _leave(folder: Path, name: str) -> None:
+    """Ends this process by a signal that came within an import, without an exception.
+
+    An exception in the import of a library in C++ may be swallowed there, or crash it. So early there is nothing else
+    to save.
+    """
+    reason = _preempted(name)
+    with suppress(Exception):
+        record_failure(reason.status.exit_code, reason)
+        _tell_preempted(folder, reason)
+        sys.stderr.flush()
+    os._exit(reason.status.exit_code)
 
 
 def _write_interrupted(folder: Path) -> None:
@@ -197,14 +217,13 @@ def _preempted(name: str) -> Preempted:
 
 
 def _import_and_train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
-    with activity("loading PyTorch and Lightning"):
+    leave = partial(_leave, folder) if is_command() else raise_preempted
+    with on_preemption(leave), activity("loading PyTorch and Lightning"):
         from kleiber.training.lightning import import_lightning
 
         import_lightning()
         from kleiber.runs.run import train
 
-    if number := pending_signal():  # a package may be imported in part
-        raise_preempted(signal.Signals(number).name)
     return train(config, folder, overrides)
 
 
