@@ -3,9 +3,9 @@
 #
 #     sh train.sh [FOLDER]
 #
-# FOLDER (models unless given) gets base, a model of documentation; chat, which answers questions; and reward, which
-# prefers varied text. The runs are in multirun/models. Interrupted, the same command goes on. PRECISION=bf16 is faster
-# on a processor that computes in it.
+# FOLDER (models unless given) gets base, a model of documentation, and chat, which answers questions. The runs are in
+# multirun/models_base and models_chat. Interrupted, the same command goes on. PRECISION=bf16 is faster on a processor
+# that computes in it.
 set -eu
 python=${PYTHON:-python}
 here=$(dirname "$0")
@@ -33,6 +33,3 @@ write base
 train chat init=checkpoint "init.path=$(run base)" objective=sft data=instruct "data.path=$folder/questions.jsonl" \
     optimizer.lr=0.01 budget.tokens=3M eval.tokens=128K
 write chat
-
-train reward init=checkpoint "init.path=$(run base)" objective=reward optimizer.lr=0.001 data=judged \
-    "data.model=$(run base)" data.prompts=builtin/docs data.pairs=1000 data.judgments=1000

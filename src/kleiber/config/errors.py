@@ -180,6 +180,7 @@ def on_preemption(react: Callable[[str], object], last_act: Callable[[], object]
             react(received[0])
 
     def send_again(discarded: sys.UnraisableHookArgs) -> None:
+        """Lets the signal come again whose exception was discarded."""
         if not isinstance(discarded.exc_value, Preempted):
             hook(discarded)
             return
