@@ -13,7 +13,7 @@ folder=${1:-models}
 precision=${PRECISION:-32}
 mkdir -p "$folder"
 
-run() { ls -d "multirun/models_$1"/gpt-*; }
+run() { ls -dt "multirun/models_$1"/gpt-* | head -n 1; } # the newest: another PRECISION is another run
 
 train() { # NAME, then overrides
     name=$1
