@@ -91,6 +91,20 @@ STUDIES = {
         possible=BY_LOSSES,
     ),
     "adapters": Expected([*ADAPTERS, *NARROW], 3, "", decision="not tested"),
+    "at_scale": Expected(
+        [
+            "model.width=32",
+            "design.seeds=1",
+            "data.tokenizer=bytes",
+            "data.vocab_size=null",
+            "trainer.compile=false",
+            "trainer.precision=32",
+            "design.arms={value_residual:null}",  # which one layer cannot have
+        ],
+        7,
+        "",
+        decision="not tested",
+    ),
     "baselines": Expected(BASELINES, 6, "", decision="not tested"),
     "bias": Expected(BIAS, 8, "", decision="not tested"),
     "chain_of_thought": Expected(*SUMS, decision="not tested"),
