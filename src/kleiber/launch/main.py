@@ -38,7 +38,6 @@ from kleiber.records.terminal import print_line
 from kleiber.runs.defaults import changed_defaults
 from kleiber.runs.equal_ranks import check_equal_configs
 from kleiber.runs.inherit import complete_config
-from kleiber.runs.input_changes import describe_changes
 from kleiber.types import Config, Json
 
 
@@ -245,6 +244,8 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
 
 def print_finished(where: Path, config: Config, overrides: list[str]) -> None:
     """Prints the table of a finished run, and a line about inputs whose content is no longer that of its training."""
+    from kleiber.runs.input_changes import describe_changes
+
     print_line(f"{where} is finished already; set resume=never to train it again")
     if changes := describe_changes(config, read_summary(where) or {}):
         print_line(f"warning: the inputs of {where} have changed since it started: {changes}", err=True)

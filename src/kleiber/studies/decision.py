@@ -77,6 +77,11 @@ class Estimate:
         ends = (None, None) if self.lo is None or self.hi is None else (-self.hi, -self.lo)
         return Estimate(-self.value, *ends, self.n, self.unit)
 
+    def plus(self, amount: float) -> Estimate:
+        """Returns the estimate of the value with an amount added."""
+        ends = (None, None) if self.lo is None or self.hi is None else (self.lo + amount, self.hi + amount)
+        return Estimate(self.value + amount, *ends, self.n, self.unit)
+
     def within(self, least: float, most: float) -> Estimate:
         """Returns the estimate with its interval cut at the ends of its scale, which the interval of a mean ignores."""
         if self.lo is None or self.hi is None:

@@ -49,11 +49,12 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
         of = {key: claim.of.get(key, value) for key, value in claim.than.items()}
         ours, theirs = group(of, claim.than, label), group(claim.than, of, label)
     size = f"{'not ' * bool(negation)}{comparative}"
-    if claim.direction == "within":
-        text = f"{measure} differs by less than {amount} between {ours} and {theirs}"
-    elif claim.against is None:
-        than = f"{claim.less:g} {unit}".strip()
-        text = f"{measure} of {group(claim.of, {}, label)} is {size} than {than}{by}"
+    if claim.against is None:
+        than, of = f"{claim.less:g} {unit}".strip(), group(claim.of, {}, label)
+        relation = f"within {amount} of {than}" if claim.direction == "within" else f"{size} than {than}{by}"
+        text = f"{measure} of {of} is {relation}"
+    elif claim.direction == "within":
+        text = f"{measure} with {ours} is within {amount} of that with {theirs}"
     else:
         text = f"{measure} is {size}{by} with {ours} than with {theirs}"
         text += f", by more than {claim.less:g}" if claim.less else ""
@@ -92,12 +93,18 @@ def strongest(claim: Claim, estimate: Estimate) -> Claim:
 
 def denial(claim: Claim, text: str) -> str:
     """Returns the contrary of a text that no keys of a claim tell: with the other comparative, else as a negation."""
+    match = comparative(claim, text)
+    if match is None:
+        return prefixed("it does not hold that ", text)
+    at = COMPARATIVES[claim.direction].index(match[0])
+    return text[: match.start()] + COMPARATIVES[CONTRARY[claim.direction]][at] + text[match.end() :]
+
+
+def comparative(claim: Claim, text: str) -> re.Match[str] | None:
+    """Returns where the text of a claim tells its direction; None if the words do not, or tell a margin too."""
     words = COMPARATIVES.get(claim.direction, ())
     matches = [match for name in words for match in re.finditer(rf"\b{name}\b", text)]
-    if claim.margin == 0 and len(matches) == 1:
-        at = words.index(matches[0][0])
-        return text[: matches[0].start()] + COMPARATIVES[CONTRARY[claim.direction]][at] + text[matches[0].end() :]
-    return prefixed("it does not hold that ", text)
+    return matches[0] if len(matches) == 1 and not (claim.margin or claim.less) else None
 
 
 def prefixed(words: str, text: str) -> str:
@@ -126,20 +133,30 @@ def verdict(result: Result) -> str:
     wording = None if claim.text else question.wording
     if estimate is None or result.decision not in (Decision.SUPPORTED, Decision.CONTRADICTED):
         text = prefixed("whether ", question.text if wording is None else wording(claim))
-        is_compared = wording is not None and claim.against is not None and not claim.less
-        is_compared = is_compared and claim.direction != "within"
-        number = "" if estimate is None else in_words(estimate) if is_compared else relative(estimate, claim)
+        number = "" if estimate is None else measured(claim, estimate)
+        number += ", where one side is only a bound" if number and any(question.open_ends) else ""
         if result.decision == Decision.NOT_TESTED:
             return f"{text}, since {result.why}{f'; measured: {number}' if number else ''}"
         return f"{text}: {number}" if number else text
-    supported, number = result.decision == Decision.SUPPORTED, relative(estimate, claim)
+    supported = result.decision == Decision.SUPPORTED
     if wording is None:
-        return f"{question.text if supported else denial(claim, question.text)}: {number}"
-    claim = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
-    if claim.margin or claim.less or claim.direction not in CONTRARY:
-        return f"{wording(claim)}: {number}"
-    size = estimate if claim.direction == "higher" else estimate.negated()
-    return f"{wording(claim)}, by {' '.join(size.text('.3g').split())}"
+        text = question.text if supported else denial(claim, question.text)
+        is_told = claim.against is not None and comparative(claim, question.text) is not None
+    else:
+        claim = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
+        text, is_told = wording(claim), claim.direction in CONTRARY and not (claim.margin or claim.less)
+    if not is_told:
+        return f"{text}: {measured(claim, estimate)}"
+    size = estimate if estimate.value > 0 else estimate.negated()
+    return f"{text}, by {' '.join(size.text('.3g').split())}"
+
+
+def measured(claim: Claim, estimate: Estimate) -> str:
+    """Returns what was measured for a claim: a difference in words, or the level of which the claim is."""
+    estimate = estimate.plus(claim.less)
+    if claim.against is None and (claim.less or claim.direction == "within"):
+        return " ".join(estimate.text(".3g").split())
+    return in_words(estimate)
 
 
 def in_words(estimate: Estimate) -> str:
@@ -147,19 +164,20 @@ def in_words(estimate: Estimate) -> str:
 
     A claim names both groups, so that no reader has to ask which one was subtracted.
     """
-    value, lo, hi = estimate.value, estimate.lo, estimate.hi
+    sizes = [None if end is None else abs(end) for end in (estimate.value, estimate.lo, estimate.hi)]
+    value, lo, hi = (None if size is None else f"{size:.3g}" for size in sizes)
+    sides = ["higher" if (end or 0.0) > 0 else "lower" for end in (estimate.value, estimate.lo, estimate.hi)]
+    sides[0] = sides[0] if estimate.value else ""
+    unit = estimate.unit
+    is_after = unit.startswith(("in ", "share "))  # 0.2 higher in log loss, but 0.2 nats higher
+    text = " ".join(f"{value} {'' if is_after else unit} {sides[0]}".split())
+    text += f" {unit if unit.startswith('in ') else f'in {unit}'}" if is_after else ""
     if lo is None or hi is None:
-        return signed(estimate)
-    sides = ["higher" if each > 0 else "lower" for each in (value, lo, hi)]
-    size = " ".join(f"{abs(value):.3g} {estimate.unit}".split())
-    near, far = (hi, lo) if hi <= 0 else (lo, hi)
-    low = f"{abs(near):.3g}" if sides[1] == sides[2] else f"{abs(near):.3g} {sides[1]}"
-    return f"{size} {sides[0]}, between {low} and {abs(far):.3g} {sides[2]}"
-
-
-def relative(estimate: Estimate, claim: Claim) -> str:
-    """Returns an estimate with its sign, and the number that the claim subtracts."""
-    return f"{signed(estimate)}{f', relative to {claim.less:g}' if claim.less else ''}"
+        return f"{text} (no interval: {estimate.n} seed{'s' * (estimate.n != 1)})"
+    if sides[1] != sides[2]:
+        return f"{text}, between {lo} {sides[1]} and {hi} {sides[2]}"
+    low, high = (hi, lo) if sides[1] == "lower" else (lo, hi)
+    return f"{text}, between {low} and {high} {sides[1]}"
 
 
 def signed(estimate: Estimate) -> str:

@@ -178,7 +178,7 @@ class Request:
 FOLLOWED = {  # also of each kind of instruction
     "accuracy": Metric("share of instructions followed", "higher"),
     "unasked": Metric("share followed by answers to other prompts", "lower"),
-    "lift": Metric("share followed minus that of answers to other prompts", "higher"),
+    "lift": Metric("share followed beyond chance", "higher"),
 }
 
 

@@ -170,10 +170,11 @@ def judge(record: Row) -> list[Verdict]:
 
 
 def predicted_losses(table: Rows, runs: Sequence[Run]) -> Rows:
-    """Returns a panel's table of `loss` by `arm` and `data` with two measures of each run.
+    """Returns a panel's table of `loss` by `arm` and `data` with further measures of each run.
 
     mean_loss  the mean of its losses over the domains
     predicted  that of the exponential form, fitted to the runs of the arm `fitted`; none where these are too few
+    error      the absolute difference of both
     """
     losses = (
         table[table["measure"] == "loss"].pivot_table(index="run", columns="data", values="value", sort=False).dropna()
@@ -187,6 +188,7 @@ def predicted_losses(table: Rows, runs: Sequence[Run]) -> Rows:
     if is_fitted.sum() >= weights.shape[1] + SPARE:
         form, params = fit_form("exponential", weights[is_fitted], targets[:, is_fitted], weights.shape[1])
         measures["predicted"] = form.predict(params, weights).mean(0)
+        measures["error"] = np.abs(measures["mean_loss"] - measures["predicted"])
     further = [rows.assign(measure=name, metric=name, value=values) for name, values in measures.items()]
     return pd.concat([table, *further], ignore_index=True)
 

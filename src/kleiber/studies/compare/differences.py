@@ -313,21 +313,18 @@ def sentence(claim: Claim, measure: Score, labels: Mapping[str, str]) -> str:
     measure  unit and label of what is compared
     labels   what people call the arms, where it is not their name
     """
-    if claim.text or claim.than is not None or claim.against is None or claim.less:
-        return statement(claim, measure.label, measure.unit, lambda _, value: labels.get(str(value), str(value)))
-    names = (arm_named(claim.of), arm_named({**claim.of, **claim.against}))
-    arm, other = (in_sentence(labels.get(name, name)) for name in names)
-    before = claim.against.get(MOMENT) == BEFORE
-    against, name = "before tuning" if before else other, measure.label
-    if claim.direction == "within":
-        text = f"{arm} and {against} differ in {name} by less than {claim.margin:g}"
-    else:
-        negation, _, comparative = claim.direction.rpartition("_")
-        by = f" by more than {claim.margin:g}" if claim.margin else ""
-        text = f"{arm} has {'no' if negation else 'a'} {comparative} {name} than {against}{by}"
-        if negation and claim.margin:
-            text = f"{arm} does not have a {comparative} {name} than {against}{by}"
-    return text if before or claim.equal is None else f"{text} at equal {equal_label(claim.equal)}"
+
+    def label(_: str, value: object) -> str:
+        return in_sentence(labels.get(str(value), str(value)))
+
+    if claim.text or claim.against is None or claim.against.get(MOMENT) != BEFORE:
+        return statement(claim, measure.label, measure.unit, label)
+    arm, amount = label("arm", arm_named(claim.of)), f"{claim.margin:g} {measure.unit}".strip()
+    negation, _, comparative = claim.direction.rpartition("_")
+    size = f"{'not ' * bool(negation)}{comparative} than"
+    relation = f"within {amount} of that" if claim.direction == "within" else size
+    by = f" by more than {amount}" if claim.margin and claim.direction != "within" else ""
+    return f"with {arm}, {measure.label} is {relation} before tuning{by}"
 
 
 def in_sentence(label: str) -> str:

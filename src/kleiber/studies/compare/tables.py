@@ -131,7 +131,8 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
 def multiplier_sentence(row: Row, measure: Score) -> str:
     """The multiplier with its interval as a sentence."""
     tuned = "" if row["tuned"] else ", but not all of these arms are tuned"
-    return f"Other arms would have the {measure.label} of {row['arm']} at {from_row(row).text('.2f')}{tuned}."
+    size = from_row(row).text(".2f")
+    return f"To have the {measure.label} of {row['arm']}, a model of the other kind would need {size}{tuned}."
 
 
 def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | None:
