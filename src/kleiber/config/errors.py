@@ -27,7 +27,7 @@ class ExitCode(IntEnum):
     DONE = 0
     FAILED = 1  # of a run, or of a check such as `kleiber check mup`
     BAD_INPUT = 2  # a config, file, column or command line that the user can correct
-    UNDECIDED = 3  # a law that is not identified or is refused
+    UNDECIDED = 3  # a claim that is undecided or not tested, or a law that is not identified or is refused
     PARTLY_FAILED = 4  # a sweep in which some cells did not finish
     CONTRADICTED = 5  # a claim that the runs contradict, or a run that is different when it is reproduced
     PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again

@@ -47,7 +47,7 @@ class Perplexity(Evaluation):
     metrics: ClassVar[Metrics] = {
         "loss": Metric("loss", "lower", "nats per token"),
         **BITS_PER_BYTE,
-        "gap": Metric("training loss less validation loss", "none", "nats per token"),
+        "gap": Metric("training loss minus validation loss", "none", "nats per token"),
         "position/{end}": Metric("loss up to position {end}", "lower", "nats per token"),
     }
 

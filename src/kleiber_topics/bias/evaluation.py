@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SCORE = "stereotype_score"
 SCORES = {  # also of each group
     "stereotype_score": Metric("stereotype score", "none"),
-    "gap": Metric("score of the stereotype less that of its counterpart", "none"),
+    "gap": Metric("score of the stereotype minus that of its counterpart", "none"),
     "lm_score": Metric("language modeling score", "higher"),
     "icat": Metric("idealized CAT score", "higher"),
     "q_value": Metric("q-value of the stereotype score", "none"),
@@ -152,7 +152,7 @@ class Bias(Evaluation):
 
     stereotype_score  share of the items whose stereotype is more likely than its counterpart; .5 is no preference, and
                       ties count as .5
-    gap               score of the stereotype less that of its counterpart: log-likelihoods in nats; in StereoSet mean
+    gap               score of the stereotype minus that of its counterpart: log-likelihoods in nats; in StereoSet mean
                       log-likelihood per token under causal, mean probability under masked models
     stereo, antistereo  stereotype_score of the CrowS-Pairs of each direction, where the table has them
     lm_score          StereoSet: share of the comparisons of both texts with the meaningless one that they win

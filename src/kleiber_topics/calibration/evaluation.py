@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 SCORES = {  # of predictions; those of generated answers have them too
     "accuracy": Metric("accuracy", "higher"),
     "confidence": Metric("mean confidence", "none"),
-    "overconfidence": Metric("confidence less accuracy", "none"),
+    "overconfidence": Metric("confidence minus accuracy", "none"),
     "ece": Metric("expected calibration error", "lower"),
     "ece_equal_width": Metric("expected calibration error with bins of equal width", "lower"),
     "ece_calibrated": Metric("calibration error of calibrated predictions", "none"),
@@ -68,7 +68,7 @@ class Calibration(Evaluation):
     of the token. For every data set:
 
     accuracy, confidence   share of right predictions, and mean probability of the predictions
-    overconfidence         their difference, confidence less accuracy
+    overconfidence         their difference, confidence minus accuracy
     ece, ece_equal_width   expected calibration error over bins of equally many items, and of equal width
     ece_calibrated         ece of calibrated predictions with the same confidences: what chance alone gives
     ece_excess             ece less ece_calibrated
@@ -96,7 +96,7 @@ class Calibration(Evaluation):
         "temperature": Metric("fitted temperature", "none"),
         **variants(SCALED, "unscaled/*", "* before temperature scaling"),
         **variants(SCALED, "scaled/*", "* after temperature scaling"),
-        **variants(SCALED, "scaled/*_change", "* after temperature scaling less before"),
+        **variants(SCALED, "scaled/*_change", "* after minus before temperature scaling"),
     }
     reads = f"text, in a column text, or questions with the columns {'; or '.join(map(', '.join, COLUMNS))}"
 

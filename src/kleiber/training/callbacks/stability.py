@@ -164,7 +164,7 @@ class Stability(LeanCallback):
                (Chowdhery et al. 2022, arXiv:2204.02311, section 5.1); halt: end the run as diverged
     nonfinite  halt: a loss or gradient that is not finite ends the run, or is rolled back where that is the policy;
                skip: the step is skipped
-    tries      rollbacks of a stage; the next alarm ends the run as diverged
+    tries      rollbacks of a stage; the next spike ends the run as diverged
 
     More than ten consecutive skipped steps end the run as diverged. The state is saved and resumed with the run.
     """
