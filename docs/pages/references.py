@@ -28,7 +28,8 @@ REPOSITORY = Path(__file__).parents[2]
 SUFFIX = ".template.md"
 REFERENCE = re.compile(r"\{\{([^{}]+)\}\}")
 SETTING = re.compile(
-    r"[a-z_]+(?:[./][a-z_]+)*=(?:\[[^]]*\]|[^\s,;]+)(?: [a-z_.]+=[^\s,;]+)*|kleiber push RUN OWNER/NAME|-m\b"
+    r"torchrun [^,;|]+?trainer=ddp|kleiber push RUN OWNER/NAME|-m\b"
+    r"|[a-z_]+(?:[./][a-z_]+)*=(?:\[[^]]*\]|[^\s,;]+)(?: [a-z_.]+=[^\s,;]+)*"
 )
 NTH = re.compile(r"number (\d+)")
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:e[-+]?\d+)?")

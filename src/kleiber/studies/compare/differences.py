@@ -149,7 +149,7 @@ def pair(ours: Ladder, theirs: Ladder, equal: str | None, measure: str = LOSS, v
     ratio = a.facts[fact] / b.facts[fact]
     why = f"{names} differ in {label} by a factor of {ratio:.2f}"
     if equal in GROWING:
-        why += ", and no budget of one lies between two of the other"
+        why += ", and neither has a length of training between two of the other"
     return Pair({}, {}, ratio, arms=(a, b), why=why)
 
 
