@@ -6,7 +6,8 @@ an imported model forgets within five steps). A rate that an override or a file 
 stage of a chain has the default of its own objective, adapter and start. The defaults are:
 
 - From scratch 0.3 / width: within 30% of the best at widths 32, 64 and 128 (0.0072, 0.0048 and 0.0023, by
-  study=mup_transfer). At width 768 this is 3.9e-4, where the smallest GPT-3 took 6e-4 (Brown et al. 2020, arXiv:2005.14165, table 2.1).
+  study=mup_transfer). At width 768 this is 3.9e-4, where the smallest GPT-3 took 6e-4 (Brown et al. 2020,
+  arXiv:2005.14165, table 2.1).
 - For fine-tuning 0.035 / width, whose largest loss to the best rate of a task was least (docs/results/fine_tuning.md):
   4.6e-5 at width 768 and 8.5e-6 at 4096. BERT took 2e-5 to 5e-5 (Devlin et al. 2018, arXiv:1810.04805, A.3), and
   Llama 7B took 2e-5 (Touvron et al. 2023, arXiv:2307.09288, 3.1).
