@@ -248,7 +248,7 @@ def in_order(rows: Rows, reference: str) -> list[str]:
 def headline(record: Json) -> str:
     """Returns who forgets least at equal target loss, or the decisions on the claims that were asked."""
     study, results = record["study"], record["between_arms"]
-    where = "At equal target loss" if record["at"] is None else f"At a target loss of {record['at']:.4f} nats"
+    where = "At equal target loss" if record["at"] is None else f"At a target loss of {record['at']:.3f} nats"
     compared = {arms_of(result.claim)[0] for result in results if result.claim.equal}
     best = next((row for row in record["matched"] if row["method"] in compared), None)
     if best is None:
@@ -256,10 +256,12 @@ def headline(record: Json) -> str:
         return f"{where} nothing can be compared: the arms are {names}, and no seed has two that reach it."
     if study.claims:
         return answer_text("", record["results"], study.level)
-    level = contrast.format_level(Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats"))
+    level = Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats").text(".3g")
     level = f"{best['bound']} {level}".lstrip()
-    least = f"{label(best['method'])} has the lowest estimate of F of the arms compared with {label(study.reference)}"
-    return answer_text(f"{where} {least} ({level} nats).", record["results"], study.level)
+    decision = next(each.decision for each in results if each.claim.equal and arms_of(each.claim)[0] == best["method"])
+    less = f"that this is less than with {label(study.reference)}, is {decision}"
+    least = f"{label(best['method'])} forgets least of the compared arms, {level}; {less}."
+    return answer_text(f"{where} {least}", record["results"], study.level)
 
 
 def methods(study: Forgetting, noise: Row) -> str:

@@ -47,7 +47,7 @@ def headline(entry: Row) -> str:
     """Returns the exponents with their intervals and the cost of the choices in a backtest, or why there is no law."""
     for verdict in entry["verdicts"]:
         if verdict["level"] == "refuse":
-            return f"There is no law: {verdict['text']}."
+            return f"No law was fitted: {verdict['text']}."
     unknown = [exponent(name) for name, value in entry["derived"].items() if not value["identified"]]
     exponents = [
         f"{exponent(name)}^{value['value']:.3f} {format_interval(value['lo'], value['hi'], '.3f')}"

@@ -44,7 +44,7 @@ from kleiber.studies.panel_declaration import (
     read_tables,
     refuse_unknown,
 )
-from kleiber.studies.panel_table import HELD, SAME, STAGE, START, every_stage, levels_of, read_table
+from kleiber.studies.panel_table import HELD, SAME, STAGE, START, every_stage, inherited, levels_of, read_table
 from kleiber.studies.panel_view import View
 from kleiber.studies.statements import answer_text, read_answer, with_intervals_of_claims
 from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
@@ -304,7 +304,7 @@ class Panel(ClaimStudy):
         measures, keys = self.read()
         table = read_table(runs, keys, measures, is_read)
         if self.derive is not None:
-            table = read_function(self.derive)(table, runs).fillna({"base": ""})
+            table = inherited(read_function(self.derive)(table, runs)).fillna({"base": ""})
             table = table.assign(metric=table["metric"].fillna(table["measure"]))
         described = [measure.as_recorded(recorded_score(runs, table, measure.name)) for measure in measures]
         return View(

@@ -94,6 +94,12 @@ def place_of(run: Run, stage: Json, keys: Sequence[Key]) -> Json | None:
     return {"seed": row["seed"], "base": base, **{f"{SAME}{name}": same[name] for name in HELD}, **levels}
 
 
+def inherited(table: Rows) -> Rows:
+    """Returns a table whose derived rows have what claims hold equal from other rows of their run."""
+    held = [f"{SAME}{name}" for name in HELD]
+    return table.assign(**{name: table[name].fillna(table.groupby("run")[name].transform("first")) for name in held})
+
+
 def same_origin(first: Rows, other: Rows) -> bool:
     """Whether the rows are of the same runs, or all runs of one part began with the weights of runs of the other."""
     runs, others = set(first["run"]), set(other["run"])

@@ -133,8 +133,7 @@ def verdict(result: Result) -> str:
     wording = None if claim.text else question.wording
     if estimate is None or result.decision not in (Decision.SUPPORTED, Decision.CONTRADICTED):
         text = prefixed("whether ", question.text if wording is None else wording(claim))
-        number = "" if estimate is None else measured(claim, estimate)
-        number += ", where one side is only a bound" if number and any(question.open_ends) else ""
+        number = "" if estimate is None else bounded(estimate, question.open_ends) or measured(claim, estimate)
         if result.decision == Decision.NOT_TESTED:
             return f"{text}, since {result.why}{f'; measured: {number}' if number else ''}"
         return f"{text}: {number}" if number else text
@@ -157,6 +156,20 @@ def measured(claim: Claim, estimate: Estimate) -> str:
     if claim.against is None and (claim.less or claim.direction == "within"):
         return " ".join(estimate.text(".3g").split())
     return in_words(estimate)
+
+
+def bounded(estimate: Estimate, open_ends: tuple[bool, bool]) -> str:
+    """Returns a difference of which one end is open, as `at most 0.25 nats lower, or 0.32 lower by its interval`."""
+    if not any(open_ends):
+        return ""
+    if all(open_ends):
+        return f"{in_words(estimate)}, where both sides are only bounds"
+    below, _ = open_ends
+    at_least = below if estimate.value < 0 else not below
+    end = estimate.hi if below else estimate.lo
+    limit = "" if end is None else f", or {abs(end):.3g} {'higher' if end > 0 else 'lower'} by its interval"
+    size = in_words(replace(estimate, lo=None, hi=None)).partition(" (no")[0]
+    return f"at {'least' if at_least else 'most'} {size}{limit}, since one side is only a bound"
 
 
 def in_words(estimate: Estimate) -> str:

@@ -75,8 +75,9 @@ def harm(table: Sequence[Row], level: float) -> str:
     )
     chance = cells * (1 - level) / 2
     return (
-        f" Pre-training helps in {helps} and hurts in {hurts} of {cells} cells{f' (hurt: {where})' if where else ''}; "
-        f"if it changed nothing, {chance:.1f} cells would be expected on each side by chance."
+        f" Of {cells} comparisons (of a task, model, text and share of the labels) pre-training helps in {helps} and "
+        f"hurts in {hurts}{f' ({where})' if where else ''}; if it changed nothing, {chance:.1f} would do so on each "
+        "side by chance."
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
+from kleiber.config import readable
 from kleiber.records import Run
 from kleiber.studies import (
     FINISH,
@@ -160,7 +161,8 @@ class Transfer(ClaimStudy):
             problem = waiting or next(filter(None, (untuned_arm(tried, kind, at) for at in (start, SCRATCH))), "")
             asked.append(
                 Question(
-                    claim=claim, text=f"the score on {task} is higher with {kind} from {start} than from nothing",
+                    claim=claim,
+                    text=f"the score on {readable(task)} is higher with {named(kind, start)} than from nothing",
                     values=gaps_by_seed(scores, nothing), unit="in score", better="higher", problem=problem,
                     tuned=not problem or problem == waiting,
                     advice=FINISH if waiting else f"add rates: `design.kinds.{kind}.lrs=[...]`" if problem else "",
@@ -232,7 +234,7 @@ def untuned_arm(tried: Rows, kind: str, start: str) -> str:
     for task, rows in part.groupby("task"):
         best = float(rows.loc[rows["score"].idxmax(), "lr"])
         if why := untuned(sorted(set(rows["lr"])), best, int(rows["seed"].nunique())):
-            return f"{kind} from {start} is not tuned on {task}: {why}"
+            return f"{named(kind, start)} is not tuned on {readable(str(task))}: {why}"
     return ""
 
 
@@ -313,20 +315,28 @@ def headline(gaps: Sequence[Row], level: float) -> str:
     largest = max(size_of(row["start"]) for row in means if row["share"] == most)
     chosen = [row for row in means if (row["share"], size_of(row["start"])) == (most, largest)]
     tasks = len({row["task"] for row in shown} - {ALL_TASKS})
-    names = {ALL_TASKS: f"mean of {tasks} tasks"}
+    names = {row["task"]: f"the score on {readable(row['task'])}" for row in chosen}
+    names |= {ALL_TASKS: f"the mean score of {tasks} tasks"}
     texts = [
-        f"{names.get(row['task'], row['task'])} {from_row(row).text()} ({row['kind']} from {row['start']})"
+        f"{names[row['task']]} by {replace(from_row(row), unit='').text('.3g')} ({named(row['kind'], row['start'])})"
         for row in chosen
     ]
     if len(chosen) <= MOST_GAINS:
-        return f"Score gained by pre-training, {level:.0%} intervals: {'; '.join(texts)}."
+        return f"Pre-training changes {'; '.join(texts)}, with {level:.0%} intervals."
     low, high = (pick(chosen, key=lambda row: row["value"]) for pick in (min, max))
-    least, most = (f"{row['value']:+.4f} ({row['kind']} from {row['start']})" for row in (low, high))
+    least, most = (f"{row['value']:.3g} ({named(row['kind'], row['start'])})" for row in (low, high))
     clear = sum(row["lo"] is not None and row["lo"] * row["hi"] > 0 for row in chosen)
     return (
-        f"Pre-training changes the mean score over {tasks} tasks by {least} to {most}; {clear} of {len(chosen)} "
+        f"Pre-training changes the mean score of {tasks} tasks by {least} to {most}; {clear} of {len(chosen)} "
         f"{level:.0%} intervals exclude 0."
     )
+
+
+def named(kind: str, start: str) -> str:
+    """Returns what sentences call models of a kind with a start: `MLM on 4M bytes of docs text`, `MLM from nothing`."""
+    domain, _, size = start.partition("/")
+    origin = "from nothing" if start == SCRATCH else f"on {size} bytes of {domain} text"
+    return f"{readable(kind)} {origin}"
 
 
 def scores(rows: Rows) -> list[Json]:

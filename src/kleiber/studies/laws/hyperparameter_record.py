@@ -253,8 +253,8 @@ def _identified(laws: Sequence[PowerLaw], inside: Sequence[Optimum]) -> list[Ver
         inputs = {"N": "sizes", "D": "numbers of tokens", "M": "tokens per parameter"}
         names = " and ".join(inputs[name] for name in POWERS[law.axis][1])
         text = (
-            f"{len(inside)} groups with an optimum inside their grid do not determine the law of {law.axis}: it needs "
-            f"at least {needed} groups of several {names} that do not vary in proportion"
+            f"the law of {law.axis} needs at least {needed} groups of several {names}, not in proportion, with an "
+            f"optimum inside their grid, and there {'is' if len(inside) == 1 else 'are'} {len(inside) or 'none'}"
         )
         out.append(Verdict("few_groups", "refuse", text))
     return out
