@@ -180,6 +180,7 @@ class Question:
     turned    whether verdicts subtract the group `of` from `against`, since `of` is the plain one
     values    the result of each sample
     unit      of the values
+    limits    ends of the scale of the measure, at which the interval of a level is cut; None where there are none
     better    which values of the measure are better: lower, higher or none
     problem   why the runs decide nothing; "" where they can
     advice    what to add where there is a problem, with the command; "" where nothing is known to help
@@ -201,6 +202,7 @@ class Question:
     turned: bool = False
     values: Sequence[float] = ()
     unit: str = ""
+    limits: tuple[float, float] | None = None
     better: str = "none"
     problem: str = ""
     advice: str = ""

@@ -180,7 +180,8 @@ class View:
         sides = zip(claim.sides, sampled.sides, strict=True)
         cells: dict[Hashable, list[Cell]] = {side_key(side): [values] for (_, side), values in sides}
         return Question(
-            claim=claim, text=text, wording=wording, values=sampled.values, unit=measure.unit, better=measure.better,
+            claim=claim, text=text, wording=wording, values=sampled.values, unit=measure.unit,
+            limits=measure.limits, better=measure.better,
             problem=waiting or problem, advice=FINISH * bool(waiting),
             tuned=None if equal is None else not problem and equal != RATE,
             samples=f"values of {' and '.join(sampled.names)}", paired=paired, groups={} if paired else cells,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
 
-from kleiber.studies.claims import EQUAL, Claim, Levels, Result, Selection, expand
+from kleiber.studies.claims import EQUAL, Claim, Levels, Question, Result, Selection, expand
 from kleiber.studies.decision import Decision, Estimate, as_row, from_row
 from kleiber.types import Json, Row
 
@@ -133,7 +133,7 @@ def verdict(result: Result) -> str:
     wording = None if claim.text else question.wording
     if estimate is None or result.decision not in (Decision.SUPPORTED, Decision.CONTRADICTED):
         text = prefixed("whether ", question.text if wording is None else wording(claim))
-        number = "" if estimate is None else bounded(estimate, question.open_ends) or measured(claim, estimate)
+        number = "" if estimate is None else measured(claim, estimate, question)
         if result.decision == Decision.NOT_TESTED:
             return f"{text}, since {result.why}{f'; measured: {number}' if number else ''}"
         return f"{text}: {number}" if number else text
@@ -144,24 +144,26 @@ def verdict(result: Result) -> str:
     else:
         claim = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
         text, is_told = wording(claim), claim.direction in CONTRARY and not (claim.margin or claim.less)
-    if not is_told:
-        return f"{text}: {measured(claim, estimate)}"
+    if not is_told or any(question.open_ends):
+        return f"{text}: {measured(claim, estimate, question)}"
     size = estimate if estimate.value > 0 else estimate.negated()
-    return f"{text}, by {' '.join(size.text('.3g').split())}"
+    unit = estimate.unit.removeprefix("share ")
+    return f"{text}, by {' '.join(replace(size, unit=unit).text('.3g').split())}"
 
 
-def measured(claim: Claim, estimate: Estimate) -> str:
+def measured(claim: Claim, estimate: Estimate, question: Question) -> str:
     """Returns what was measured for a claim: a difference in words, or the level of which the claim is."""
+    if any(question.open_ends):
+        return bounded(estimate, question.open_ends)
     estimate = estimate.plus(claim.less)
     if claim.against is None and (claim.less or claim.direction == "within"):
+        estimate = estimate if question.limits is None else estimate.within(*question.limits)
         return " ".join(estimate.text(".3g").split())
     return in_words(estimate)
 
 
 def bounded(estimate: Estimate, open_ends: tuple[bool, bool]) -> str:
     """Returns a difference of which one end is open, as `at most 0.25 nats lower, or 0.32 lower by its interval`."""
-    if not any(open_ends):
-        return ""
     if all(open_ends):
         return f"{in_words(estimate)}, where both sides are only bounds"
     below, _ = open_ends
@@ -294,6 +296,8 @@ def counts_text(results: Sequence[Result], level: float) -> str:
     """Returns how many claims are supported, contradicted, undecided and not tested, and the level of intervals."""
     counts = Counter(result.decision for result in results)
     parts = [f"{counts[decision]} {decision}" for decision in ORDER if counts[decision]]
+    if not any(result.estimate is not None and result.estimate.lo is not None for result in results):
+        return f"Claims: {', '.join(parts)}."
     intervals = f"{level:.0%} intervals that hold together" if len(results) > 1 else f"a {level:.0%} interval"
     return f"Claims: {', '.join(parts)}, with {intervals}."
 

@@ -206,8 +206,9 @@ def means_text(rows: Sequence[Row]) -> str:
     ends = [(row["lo"], row["hi"]) for row in rows if row["lo"] is not None]
     higher, lower = sum(lo > 0 for lo, _ in ends), sum(hi < 0 for _, hi in ends)
     return (
-        f"After fine-tuning on {rows[0]['tasks']} tasks the mean score of the first kind is higher in {higher}, lower "
-        f"in {lower} and undecided in {len(rows) - higher - lower} of {len(rows)} comparisons."
+        f"{len(rows)} pairs of models were compared by their mean score after fine-tuning on {rows[0]['tasks']} tasks: "
+        f"that of the first model is higher in {higher}, lower in {lower} and undecided in "
+        f"{len(rows) - higher - lower}."
     )
 
 

@@ -272,18 +272,23 @@ def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
 
 def too_few(lrs: int, seeds: int) -> str:
     """Why no arm with so many learning rates and seeds is tuned; "" where one may be."""
+    rates, few = f"{lrs} learning rate{'s' * (lrs != 1)}", f"{seeds} seed{'s' * (seeds != 1)}"
+    if lrs < LRS and seeds < SEEDS:
+        return f"{rates} and {few}, and {LRS} and {SEEDS} are needed"
     if lrs < LRS:
-        return f"{lrs} learning rate{'s' * (lrs != 1)}, and {LRS} are needed"
-    return "" if seeds >= SEEDS else f"{seeds} seed{'s' * (seeds != 1)}, and {SEEDS} are needed"
+        return f"{rates}, and {LRS} are needed"
+    return "" if seeds >= SEEDS else f"{few}, and {SEEDS} are needed"
 
 
 def rates_to_add(arms: Sequence[Arm]) -> str:
-    """Returns the command that gives arms learning rates enough: evenly spaced ones around the best of each."""
+    """Returns the command that gives arms learning rates and seeds enough: rates are even around the best of each."""
+    few = min(len(arm.best_values) for arm in arms) < SEEDS
+    what, seeds = ("rates and seeds", f" design.seeds={SEEDS}") if few else ("rates", "")
     grids = {arm.name: wider_grid(arm.grid, arm.best_lr) for arm in arms}
     texts = {name: f"[{','.join(f'{rate:.3g}' for rate in grid)}]" for name, grid in grids.items()}
     if len({*texts.values()}) == 1:
-        return f"add rates: `design.lrs={next(iter(texts.values()))}`"
-    return f"add rates: `design.lrs={{{','.join(f'{name}:{text}' for name, text in texts.items())}}}`"
+        return f"add {what}: `design.lrs={next(iter(texts.values()))}{seeds}`"
+    return f"add {what}: `design.lrs={{{','.join(f'{name}:{text}' for name, text in texts.items())}}}{seeds}`"
 
 
 def wider_grid(rates: Sequence[float], best: float) -> list[float]:
