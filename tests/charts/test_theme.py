@@ -72,6 +72,7 @@ def test_ticks_are_round_or_at_each_factor_of_the_first():
     assert log_ticks(0.9, 11, None, 1.0) == [1, 2, 5, 10]
     assert log_ticks(0.9, 1100, None, 1.0) == [1, 10, 100, 1000]
     assert log_ticks(50, 900, 2, 100.0) == [100, 200, 400, 800]
+    assert log_ticks(1.6, 510, None, 1.0) == [3, 10, 30, 100, 300]
 
 
 def test_a_horizontal_axis_of_few_values_has_a_tick_at_each():

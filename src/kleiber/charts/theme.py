@@ -127,15 +127,16 @@ def log_ticks(low: float, high: float, every: float | None, first: float) -> lis
     """Returns the ticks of a logarithmic axis from `low` to `high`.
 
     every  ratio of successive ticks, which begin at `first`. None: ticks are 1, 2 and 5 times powers of ten, or powers
-           of ten alone where high / low >= 300, or equally spaced where those are fewer than three
+           of ten alone where high / low >= 300 (also 3 times those if they are fewer than three), or equally spaced
+           where there are fewer than three
     """
     if every:
         return [first * every**k for k in range(int(np.log(high / first) / np.log(every) + 1.01))]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    steps = (1, 2, 5) if high / low < 300 else (1,)
-    ticks = [m * 10.0**k for k in decades for m in steps if low <= m * 10.0**k <= high]
-    if len(ticks) > 2:
-        return ticks
+    for steps in [(1, 2, 5)] if high / low < 300 else [(1,), (1, 3)]:
+        ticks = [m * 10.0**k for k in decades for m in steps if low <= m * 10.0**k <= high]
+        if len(ticks) > 2:
+            return ticks
     power = 10.0 ** np.floor(np.log10(high - low))
     step = next(m * power for m in (0.2, 0.5, 1, 2) if high - low <= 7 * m * power)
     return [float(k * step) for k in range(int(np.ceil(low / step - 1e-9)), int(high / step + 1e-9) + 1)]
