@@ -1,11 +1,12 @@
 """The table of a panel has a row for each leaf, measure and value of keys in the names of metrics."""
 
+import pandas as pd
 import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.panel_declaration import captured_keys, read_keys, read_measures
-from kleiber.studies.panel_table import HELD, REFERENCE, SAME, level_of, read_table, same_origin
+from kleiber.studies.panel_table import HELD, REFERENCE, SAME, inherited, level_of, read_table, same_origin
 
 from .panels import LOSS, plant
 
@@ -125,3 +126,14 @@ def test_runs_have_the_same_origin_if_one_side_started_from_the_other(tmp_path):
     parts = {name: table[table["arm"] == name] for name in ("base", "tuned", "other")}
     assert same_origin(parts["base"], parts["base"]) and same_origin(parts["tuned"], parts["base"])
     assert same_origin(parts["base"], parts["tuned"]) and not same_origin(parts["base"], parts["other"])
+
+
+def test_derived_rows_have_the_rate_and_the_tokens_of_their_run(tmp_path):
+    plant(tmp_path, "a", {LOSS: 2.0}, arm="x", optimizer={"lr": 0.1})
+    plant(tmp_path, "b", {LOSS: 3.0}, arm="y", optimizer={"lr": 0.2})
+    table = table_of(tmp_path, {"arm": "study.arm"}, {"loss": "loss"})
+    rows = [{"run": name, "measure": "derived", "value": 1.0} for name in [*table["run"], None]]
+    whole = inherited(pd.concat([table, pd.DataFrame(rows)], ignore_index=True))
+    for name in (f"{SAME}learning_rate", f"{SAME}tokens"):
+        assert whole[name].tolist()[:4] == [*table[name]] * 2 and table[name].notna().all()
+        assert pd.isna(whole[name].iloc[4]), "rows of no run have none"

@@ -1,7 +1,5 @@
 """Claims as sentences: groups by what they differ in, verdicts in the direction of the result, and counts."""
 
-import re
-
 import pytest
 
 from kleiber.studies.claims import Claim, Question, decide_together
@@ -47,12 +45,13 @@ def test_a_claim_is_a_sentence(claim, text):
     assert statement(Claim(**claim), "loss", "nats", label) == text
 
 
-def result(values, turned=False, looks=1, **claim):
+def result(values, turned=False, looks=1, limits=None, unit="nats", open_ends=(False, False), **claim):
     def wording(stated):
         return statement(stated, "loss", "nats", label)
 
     claim = Claim(**{**ARMS, **claim})
-    fields = {"claim": claim, "text": wording(claim), "wording": wording, "turned": turned, "unit": "nats"}
+    fields = {"claim": claim, "text": wording(claim), "wording": wording, "turned": turned, "unit": unit}
+    fields |= {"limits": limits, "open_ends": open_ends}
     return decide_together([Question(**fields, values=values)], 0.9, looks)[0]
 
 
@@ -117,7 +116,8 @@ def test_a_text_that_is_contradicted_is_turned_or_negated(text, claim, contrary)
     assert denial(claim, text) == contrary
     values = [5.0, 5.01] if claim.direction != "higher" else [-0.5, -0.51]
     (found,) = decide_together([Question(claim=claim, text=text, values=values, unit="nats")], 0.9)
-    assert found.decision == "contradicted" and re.match(rf"{contrary}(: |, by )", verdict(found))
+    joint = ": " if contrary.startswith(("it ", "at b: it ")) else ", by "
+    assert found.decision == "contradicted" and verdict(found).startswith(f"{contrary}{joint}")
 
 
 def test_a_verdict_shows_the_level_that_its_claim_compares_with_a_number():
@@ -125,6 +125,33 @@ def test_a_verdict_shows_the_level_that_its_claim_compares_with_a_number():
     assert verdict(found).startswith("loss of arm b is higher than 0.5 nats: 1.41 [") and verdict(found).endswith(
         "] nats"
     )
+
+
+def test_the_interval_of_a_level_ends_at_the_ends_of_its_scale():
+    fields = {"against": None, "less": 0.5, "direction": "higher", "limits": (0.0, 1.0)}
+    assert verdict(result([0.4, 0.45], **fields)).endswith(": 0.925 [0.767, 1] nats")
+
+
+@pytest.mark.parametrize(
+    ("values", "open_ends", "text"),
+    [
+        ([-0.2, -0.21], (True, False), ": at least 0.205 nats lower, or 0.173 lower by its interval, since one side "),
+        ([-0.2, -0.21], (False, True), ": at most 0.205 nats lower, or 0.237 lower by its interval, since one side "),
+        ([0.2, 0.21], (False, True), ": at least 0.205 nats higher, or 0.173 higher by its interval, since one side "),
+        ([0.2, -0.1], (True, False), ": at most 0.05 nats higher, or 0.997 higher by its interval, since one side "),
+        ([0.2, 0.21], (True, True), ": 0.205 nats higher, between 0.173 and 0.237 higher, where both sides are only "),
+    ],
+)
+def test_a_bound_is_told_as_at_most_or_at_least_whatever_was_decided(values, open_ends, text):
+    assert text in verdict(result(values, open_ends=open_ends))
+
+
+@pytest.mark.parametrize(
+    ("unit", "text"),
+    [("in log loss", "0.05 lower in log loss, between"), ("share of texts", "0.05 lower in share of texts, between")],
+)
+def test_a_unit_that_is_a_phrase_follows_the_direction(unit, text):
+    assert text in verdict(result([0.1, -0.2], unit=unit))
 
 
 def test_an_undecided_claim_names_the_command_that_would_decide_it():

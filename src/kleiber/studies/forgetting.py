@@ -259,7 +259,7 @@ def headline(record: Json) -> str:
     level = Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats").text(".3g")
     level = f"{best['bound']} {level}".lstrip()
     decision = next(each.decision for each in results if each.claim.equal and arms_of(each.claim)[0] == best["method"])
-    less = f"{str(decision).capitalize()}: this is less than with {label(study.reference)}"
+    less = f"That this is less than with {label(study.reference)} is {decision}"
     least = f"{label(best['method'])} forgets least of the compared arms, {level}. {less}."
     return answer_text(f"{where} {least}", record["results"], study.level)
 
