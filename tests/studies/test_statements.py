@@ -135,11 +135,27 @@ def test_the_interval_of_a_level_ends_at_the_ends_of_its_scale():
 @pytest.mark.parametrize(
     ("values", "open_ends", "text"),
     [
-        ([-0.2, -0.21], (True, False), ": at least 0.205 nats lower, or 0.173 lower by its interval, since one side "),
-        ([-0.2, -0.21], (False, True), ": at most 0.205 nats lower, or 0.237 lower by its interval, since one side "),
-        ([0.2, 0.21], (False, True), ": at least 0.205 nats higher, or 0.173 higher by its interval, since one side "),
-        ([0.2, -0.1], (True, False), ": at most 0.05 nats higher, or 0.997 higher by its interval, since one side "),
-        ([0.2, 0.21], (True, True), ": 0.205 nats higher, between 0.173 and 0.237 higher, where both sides are only "),
+        (
+            [-0.2, -0.21],
+            (True, False),
+            ": lower by at least 0.205 nats (0.173 at the end of the interval), since ",
+        ),
+        (
+            [-0.2, -0.21],
+            (False, True),
+            ": lower by at most 0.205 nats (0.237 at the end of the interval), since ",
+        ),
+        (
+            [0.2, 0.21],
+            (False, True),
+            ": higher by at least 0.205 nats (0.173 at the end of the interval), since ",
+        ),
+        (
+            [0.2, -0.1],
+            (True, False),
+            ": higher by at most 0.05 nats (0.997 at the end of the interval), since ",
+        ),
+        ([0.2, 0.21], (True, True), ": 0.205 nats higher, between 0.173 and 0.237 higher, but one side is only "),
     ],
 )
 def test_a_bound_is_told_as_at_most_or_at_least_whatever_was_decided(values, open_ends, text):

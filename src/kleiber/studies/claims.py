@@ -193,6 +193,7 @@ class Question:
     point     how the measure at the best rate is estimated; "" where no rate was chosen
     at        returns the estimate at a confidence level by a method of its own; None: the mean of the values
     open_ends whether the result may be below, and may be above, its interval, because a side is only a bound
+    bound     which side is a bound, where an end is open
     method    how the interval of `at` is made
     """
 
@@ -214,6 +215,7 @@ class Question:
     point: str = ""
     at: Callable[[float], Estimate | None] | None = None
     open_ends: tuple[bool, bool] = (False, False)
+    bound: str = "one side is only a bound"
     method: str = ""
 
     @property

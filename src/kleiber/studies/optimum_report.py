@@ -49,12 +49,15 @@ def headline(entry: Row) -> str:
         if verdict["level"] == "refuse":
             return f"No law was fitted: {verdict['text']}."
     unknown = [exponent(name) for name, value in entry["derived"].items() if not value["identified"]]
-    exponents = [
-        f"{exponent(name)}^{value['value']:.3f} {format_interval(value['lo'], value['hi'], '.3f')}"
+    exponents = {
+        f"{exponent(name)}^{value['value']:.3f} {format_interval(value['lo'], value['hi'], '.3f')}": value
         for name, value in entry["derived"].items()
         if value["identified"] and value["lo"] is not None
-    ]
-    parts = [*(["the best values grow as " + ", ".join(exponents)] if exponents else [])]
+    }
+    clear = [text for text, value in exponents.items() if value["lo"] > 0 or value["hi"] < 0]
+    unclear = [text for text in exponents if text not in clear]
+    parts = [f"the best values vary as {', '.join(clear)}"] if clear else []
+    parts += [f"undecided: {', '.join(unclear)}"] if unclear else []
     parts += [f"not identified: {', '.join(unknown)}"] if unknown else []
     tested = [test for test in entry["backtests"] if test["mare"] is not None]
     if tested:

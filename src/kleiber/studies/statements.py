@@ -154,7 +154,7 @@ def verdict(result: Result) -> str:
 def measured(claim: Claim, estimate: Estimate, question: Question) -> str:
     """Returns what was measured for a claim: a difference in words, or the level of which the claim is."""
     if any(question.open_ends):
-        return bounded(estimate, question.open_ends)
+        return bounded(estimate, question.open_ends, question.bound)
     estimate = estimate.plus(claim.less)
     if claim.against is None and (claim.less or claim.direction == "within"):
         estimate = estimate if question.limits is None else estimate.within(*question.limits)
@@ -162,16 +162,21 @@ def measured(claim: Claim, estimate: Estimate, question: Question) -> str:
     return in_words(estimate)
 
 
-def bounded(estimate: Estimate, open_ends: tuple[bool, bool]) -> str:
-    """Returns a difference of which one end is open, as `at most 0.25 nats lower, or 0.32 lower by its interval`."""
+def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
+    """Returns a difference of which one end is open, as `lower by at most 0.25 nats (0.32 at the end of the interval)`.
+
+    why  which side is a bound
+    """
     if all(open_ends):
-        return f"{in_words(estimate)}, where both sides are only bounds"
+        return f"{in_words(estimate)}, but {why}"
     below, _ = open_ends
     at_least = below if estimate.value < 0 else not below
     end = estimate.hi if below else estimate.lo
-    limit = "" if end is None else f", or {abs(end):.3g} {'higher' if end > 0 else 'lower'} by its interval"
-    size = in_words(replace(estimate, lo=None, hi=None)).partition(" (no")[0]
-    return f"at {'least' if at_least else 'most'} {size}{limit}, since one side is only a bound"
+    side, other = ("lower", "higher") if estimate.value < 0 else ("higher", "lower")
+    beyond = f" {other}" if end is not None and end * estimate.value < 0 else ""
+    limit = "" if end is None else f" ({abs(end):.3g}{beyond} at the end of the interval)"
+    size = " ".join(f"{abs(estimate.value):.3g} {estimate.unit}".split())
+    return f"{side} by at {'least' if at_least else 'most'} {size}{limit}, since {why}"
 
 
 def in_words(estimate: Estimate) -> str:
@@ -303,9 +308,9 @@ def counts_text(results: Sequence[Result], level: float) -> str:
 
 
 def claim_about(estimate: Estimate, results: Sequence[Result]) -> Result | None:
-    """Returns the claim about the difference that an estimate is, or its negative; None where there is none."""
+    """Returns the claim about the number that an estimate is, or about its negative; None where there is none."""
     for result in results:
-        tested = result.estimate
+        tested = tested_value(result)
         if tested is None or tested.lo is None or (tested.n, tested.unit) != (estimate.n, estimate.unit):
             continue
         if estimate.value and math.isclose(abs(tested.value), abs(estimate.value), rel_tol=1e-9):
@@ -313,10 +318,18 @@ def claim_about(estimate: Estimate, results: Sequence[Result]) -> Result | None:
     return None
 
 
+def tested_value(result: Result) -> Estimate | None:
+    """Returns the estimate of a claim without the number that the claim subtracts, cut at the ends of its scale."""
+    if result.estimate is None:
+        return None
+    estimate, limits = result.estimate.plus(result.claim.less), result.question.limits
+    return estimate if limits is None or result.claim.against is not None else estimate.within(*limits)
+
+
 def with_interval_of_claim(estimate: Estimate, results: Sequence[Result]) -> Estimate:
     """Returns an estimate with the interval of the claim about its number, if there is one."""
     result = claim_about(estimate, results)
-    tested = None if result is None else result.estimate
+    tested = None if result is None else tested_value(result)
     if tested is None:
         return estimate
     return tested if tested.value * estimate.value > 0 else tested.negated()

@@ -75,9 +75,9 @@ def harm(table: Sequence[Row], level: float) -> str:
     )
     chance = cells * (1 - level) / 2
     return (
-        f" Of {cells} comparisons (of a task, model, text and share of the labels) pre-training helps in {helps} and "
-        f"hurts in {hurts}{f' ({where})' if where else ''}; if it changed nothing, {chance:.1f} would do so on each "
-        "side by chance."
+        f" Pre-training helps in {helps} and hurts in {hurts} of {cells} comparisons (of a task, model, text and share "
+        f"of the labels){f': {where}' if where else ''}. Without any effect, {chance:.1f} of each are expected by "
+        "chance."
     )
 
 

@@ -328,7 +328,7 @@ def headline(gaps: Sequence[Row], level: float) -> str:
     clear = sum(row["lo"] is not None and row["lo"] * row["hi"] > 0 for row in chosen)
     return (
         f"Pre-training changes the mean score of {tasks} tasks by {least} to {most}; {clear} of {len(chosen)} "
-        f"{level:.0%} intervals exclude 0."
+        f"intervals at {level:.0%} exclude 0."
     )
 
 

@@ -57,8 +57,12 @@ def test_where_pretraining_hurts_is_counted(tmp_path):
     assert (rows["docs"]["helps"], rows["docs"]["hurts"]) == (1, 0)
     assert (rows["code"]["helps"], rows["code"]["hurts"], rows["code"]["hurts on"]) == (0, 1, "toy (mlm, code/1M)")
     assert (rows["web"]["helps"], rows["web"]["undecided"], rows["web"]["hurts"]) == (0, 1, 0)
-    text = "helps in 1 and hurts in 1 (1 of 1 from code with 100% of the labels)"
-    assert text in findings.answer and "Of 3 comparisons" in findings.answer and "nothing, 0.1 would" in findings.answer
+    text = "labels): 1 of 1 from code with 100% of the labels"
+    assert (
+        text in findings.answer
+        and "hurts in 1 of 3 comparisons" in findings.answer
+        and "effect, 0.1 of each" in findings.answer
+    )
     assert list(findings.figures) == ["domains", "gaps"], "three domains, one size and one share"
     assert "-0.099" in json.dumps(findings.figures["domains"]().to_dict()), "a decided cell is without parentheses"
     difference, *_ = findings.tables["Differences between texts"]

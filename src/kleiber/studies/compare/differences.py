@@ -321,10 +321,10 @@ def sentence(claim: Claim, measure: Score, labels: Mapping[str, str]) -> str:
         return statement(claim, measure.label, measure.unit, label)
     arm, amount = label("arm", arm_named(claim.of)), f"{claim.margin:g} {measure.unit}".strip()
     negation, _, comparative = claim.direction.rpartition("_")
-    size = f"{'not ' * bool(negation)}{comparative} than"
-    relation = f"within {amount} of that" if claim.direction == "within" else size
-    by = f" by more than {amount}" if claim.margin and claim.direction != "within" else ""
-    return f"with {arm}, {measure.label} is {relation} before tuning{by}"
+    size, by = f"{'not ' * bool(negation)}{comparative}", f", by more than {amount}" if claim.margin else ""
+    if claim.direction == "within":
+        return f"{measure.label} with {arm} is within {amount} of that before tuning"
+    return f"{measure.label} is {size} with {arm} than before tuning{by}"
 
 
 def in_sentence(label: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from kleiber.studies.compare.arms import Arm, measured
@@ -131,8 +132,9 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
 def multiplier_sentence(row: Row, measure: Score) -> str:
     """The multiplier with its interval as a sentence."""
     tuned = "" if row["tuned"] else ", but not all of these arms are tuned"
-    size = from_row(row).text(".2f")
-    return f"To have the {measure.label} of {row['arm']}, a model of the other kind would need {size}{tuned}."
+    times = replace(from_row(row), unit="times").text(".2f")
+    size = f"{times} the active parameters of {label(str(row['arm']))} (without embeddings)"
+    return f"A plain model needs {size} to reach its {measure.label}{tuned}."
 
 
 def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | None:

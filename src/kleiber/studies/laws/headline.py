@@ -52,7 +52,9 @@ def naive_text(test: Row) -> str:
     """Returns that the law lost a held-out test, as a sentence without a period."""
     where = test.get("name") or f"rows above {test['along']} = {test['cut']:.2g}"
     naive = best_naive(test)
-    return f"on the {where} the law lost to a naive forecast: error {test['mare']:.2%} against {naive:.2%}"
+    return (
+        f"on the {where} a naive forecast is better than the law: its error is {naive:.2%}, against {test['mare']:.2%}"
+    )
 
 
 def refusal(law: Row) -> str:
