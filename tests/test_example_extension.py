@@ -158,7 +158,10 @@ def test_a_metric_of_its_evaluation_is_compared_in_the_direction_that_the_class_
         assert "--better" in printed.err
     else:
         text = " ".join(printed.out.split())
-        assert "accuracy of the most probable token on docs is higher with high than with low" in text and "supported" in text
+        assert (
+            "accuracy of the most probable token on docs is higher with high than with low" in text
+            and "supported" in text
+        )
 
 
 def test_the_study_is_planned_and_its_arms_are_those_of_the_file(mylab):

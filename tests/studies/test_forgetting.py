@@ -91,7 +91,7 @@ def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     rows = findings.tables["At equal target loss"]
     assert {(row["lo"], row["hi"]) for row in rows if isinstance(row["F"], float)} == {(None, None)}
     assert {result.decision for result in findings.claims} == {"not tested"}
-    assert "(no interval)" in findings.answer
+    assert "(no interval: 1 seed)" in findings.answer
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
     findings = json.loads((tmp_path / "s" / "findings.json").read_text())
     assert (
         findings["answer"] in output
-        and "replay has the lowest estimate of F" in findings["answer"]
+        and "replay forgets least of the compared arms" in findings["answer"]
         and "not tested" in findings["answer"]
     )
     assert findings["missing"] == ["unlucky (failed)"] and "unlucky (failed)" in output

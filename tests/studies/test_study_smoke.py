@@ -93,7 +93,7 @@ STUDIES = {
     "adapters": Expected([*ADAPTERS, *NARROW], 3, "", decision="not tested"),
     "at_scale": Expected(
         [
-            "model.width=32",
+            "model.width=32,64",  # a line needs two sizes
             "design.seeds=1",
             "data.tokenizer=bytes",
             "data.vocab_size=null",
@@ -101,7 +101,7 @@ STUDIES = {
             "trainer.precision=32",
             "design.arms={value_residual:null}",  # which one layer cannot have
         ],
-        7,
+        14,
         "",
         decision="not tested",
     ),
