@@ -127,7 +127,7 @@ def test_a_key_that_a_run_leaves_out_has_its_default(folders, tmp_path, capsys):
     assert main(command) == 2 and "have the value True" in capsys.readouterr().err
     set_in_runs(tmp_path / "a", "model", attention=full | {"qk_norm": False})
     assert main(command) == 0
-    assert "QK norm=True has a lower loss than QK norm=False" in capsys.readouterr().out.replace("\n", " ")
+    assert "loss is lower with QK norm=True than with QK norm=False" in capsys.readouterr().out.replace("\n", " ")
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_choices_of_a_group_are_arms_and_a_misspelt_key_is_refused(folders, tmp_
             path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
     assert main(["compare", *folders, "--arm", "model"]) == 0
     text = capsys.readouterr().out.replace("\n", " ")
-    assert "model=moe has a lower loss than model=gpt" in text and "also differ" not in text
+    assert "loss is lower with model=moe than with model=gpt" in text and "also differ" not in text
     assert main(["compare", *folders, "--arm", "model.dpeth"]) == 2
     assert "model.depth" in capsys.readouterr().err
 
@@ -157,7 +157,8 @@ def test_an_option_tells_which_value_of_a_measure_is_better(folders, capsys, bet
     error = capsys.readouterr().err
     assert "--measure val/docs/score_of_mine" in error and "--better lower" in error and "study." not in error
     assert main([*command, "--better", better]) == 0
-    assert f"changed has a {better} val/docs/score_of_mine than plain" in capsys.readouterr().out.replace("\n", " ")
+    output = capsys.readouterr().out.replace("\n", " ")
+    assert f"val/docs/score_of_mine is {better} with changed than with plain" in output
 
 
 @pytest.mark.parametrize("better", ["less", "higher"])

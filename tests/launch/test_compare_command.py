@@ -201,5 +201,5 @@ def test_the_page_has_the_decision_and_the_figure(tmp_path):
     page = tmp_path / "page.html"
     assert compared(tmp_path / "t.csv", tmp_path, "--out", str(page))[0] == 0
     text = page.read_text()
-    assert "new has a lower val loss than plain" in text
+    assert "val loss is lower with new than with plain" in text
     assert "vega" in text
