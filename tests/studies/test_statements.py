@@ -138,24 +138,24 @@ def test_the_interval_of_a_level_ends_at_the_ends_of_its_scale():
         (
             [-0.2, -0.21],
             (True, False),
-            ": lower by at least 0.205 nats (0.173 at the end of the interval), since ",
+            ": at least 0.205 nats lower (0.173 with the interval); ",
         ),
         (
             [-0.2, -0.21],
             (False, True),
-            ": lower by at most 0.205 nats (0.237 at the end of the interval), since ",
+            ": at most 0.205 nats lower (up to 0.237 with the interval), and possibly higher; ",
         ),
         (
             [0.2, 0.21],
             (False, True),
-            ": higher by at least 0.205 nats (0.173 at the end of the interval), since ",
+            ": at least 0.205 nats higher (0.173 with the interval); ",
         ),
         (
             [0.2, -0.1],
             (True, False),
-            ": higher by at most 0.05 nats (0.997 at the end of the interval), since ",
+            ": at most 0.05 nats higher (up to 0.997 with the interval), and possibly lower; ",
         ),
-        ([0.2, 0.21], (True, True), ": 0.205 nats higher, between 0.173 and 0.237 higher, but one side is only "),
+        ([0.2, 0.21], (True, True), ": 0.205 nats higher, between 0.173 and 0.237 higher; "),
     ],
 )
 def test_a_bound_is_told_as_at_most_or_at_least_whatever_was_decided(values, open_ends, text):

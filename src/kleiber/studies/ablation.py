@@ -274,7 +274,7 @@ def held_text(checks: Sequence[Row]) -> str:
     signs = [row["sign"] for row in checks]
     held = [row["holds"] for row in checks if row["holds"] is not None]
     return (
-        f"at held-out widths, {sum(held)} of {len(held)} intervals of the error of prediction contain 0; the predicted "
-        f"sign was right at {signs.count('right')}, wrong at {signs.count('wrong')}, and undecided at "
-        f"{signs.count('undecided')} of {len(signs)} scales"
+        f"of {len(signs)} predictions at held-out widths, the sign of the difference is right in {signs.count('right')}, "
+        f"wrong in {signs.count('wrong')} and undecided in {signs.count('undecided')}; {sum(held)} of {len(held)} "
+        "intervals of the error of prediction contain 0"
     )

@@ -173,9 +173,9 @@ class Forgetting(EqualTargetStudy):
         bounds = target.bounds(*arms) if matched else (False, False)
         untuned = "" if matched else next(filter(None, (self.untuned(target, arm) for arm in arms)), "")
         problem = untuned or waiting
-        sides = " and of ".join(label(arm) for arm, is_bound in zip(arms, bounds, strict=True) if is_bound)
+        sides = " and for ".join(label(arm) for arm, is_bound in zip(arms, bounds, strict=True) if is_bound)
         return Question(
-            **fields, values=gaps, open_ends=bounds, bound=f"F of {sides} is only an upper bound", problem=problem,
+            **fields, values=gaps, open_ends=bounds, bound=f"only an upper bound of F is known for {sides}", problem=problem,
             tuned=not untuned, paired=True, groups=target.groups(claim.measure, matched),
             weights=dict(zip(arms, (1.0, -1.0), strict=True)),
         )  # fmt: skip

@@ -163,20 +163,23 @@ def measured(claim: Claim, estimate: Estimate, question: Question) -> str:
 
 
 def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
-    """Returns a difference of which one end is open, as `lower by at most 0.25 nats (0.32 at the end of the interval)`.
+    """Returns a difference of which one end is open, as `at most 0.25 nats lower (up to 0.32 with the interval), and possibly higher`.
 
     why  which side is a bound
     """
     if all(open_ends):
-        return f"{in_words(estimate)}, but {why}"
+        return f"{in_words(estimate)}; {why}"
     below, _ = open_ends
     at_least = below if estimate.value < 0 else not below
     end = estimate.hi if below else estimate.lo
     side, other = ("lower", "higher") if estimate.value < 0 else ("higher", "lower")
-    beyond = f" {other}" if end is not None and end * estimate.value < 0 else ""
-    limit = "" if end is None else f" ({abs(end):.3g}{beyond} at the end of the interval)"
     size = " ".join(f"{abs(estimate.value):.3g} {estimate.unit}".split())
-    return f"{side} by at {'least' if at_least else 'most'} {size}{limit}, since {why}"
+    if not at_least:
+        limit = "" if end is None else f" (up to {abs(end):.3g} with the interval)"
+        return f"at most {size} {side}{limit}, and possibly {other}; {why}"
+    beyond = f" {other}" if end is not None and end * estimate.value < 0 else ""
+    limit = "" if end is None else f" ({abs(end):.3g}{beyond} with the interval)"
+    return f"at least {size} {side}{limit}; {why}"
 
 
 def in_words(estimate: Estimate) -> str:
