@@ -129,6 +129,21 @@ STUDIES = {
         ["data.unique=null,2k", "design.widths=[32]", "stages.branches=[4k,8k]"], 2, "no_law", decision="not tested"
     ),
     "explain": Expected(*EXPLAIN, decision="not tested"),
+    "few_labels": Expected(
+        [
+            *NARROW,
+            "design.arms={trec:{data:labelled,data.path:{data}/labelled.jsonl,data.name:trec},sst2:null,sst2_scratch:null,"
+            "trec_scratch:{data:labelled,data.path:{data}/labelled.jsonl,data.name:trec,data.tokenizer:bytes}}",
+            "budget.steps=2",
+            "design.fill.base=[{dense}]",
+            "study.claims=[{arm:trec,against:trec_scratch,direction:higher}]",
+            "design.lrs=[0.01]",
+            "design.seeds=1",
+        ],
+        2,
+        "",
+        decision="not tested",
+    ),
     "forgetting": Expected(
         [
             f"{BASE}}}",
