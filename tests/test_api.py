@@ -1,6 +1,8 @@
 """The Python API: it returns what the commands print and write, and imports heavy packages only when it is used."""
 
 import json
+import os
+import runpy
 import subprocess
 import sys
 
@@ -90,3 +92,13 @@ def test_a_script_without_a_guard_can_start_a_sweep(tmp_path):
     (tmp_path / "script.py").write_text(f"import kleiber\nprint(kleiber.train({words!r}).code)\n")
     ended = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, cwd=tmp_path)
     assert ended.stdout.splitlines()[-1] == "0" and list(kleiber.runs(tmp_path)["status"]) == ["finished"] * 2
+
+
+@pytest.mark.parametrize(("mine", "kept"), [(None, "10000"), ("7", "7")])
+def test_waiting_threads_yield_unless_the_user_says_otherwise(mine, kept, monkeypatch):
+    if mine is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    else:
+        monkeypatch.setenv("GOMP_SPINCOUNT", mine)
+    runpy.run_path(kleiber.__file__)
+    assert os.environ["GOMP_SPINCOUNT"] == kept

@@ -10,6 +10,12 @@ The functions here are the public Python API. Each is imported, with what it nee
     kleiber.train(["model=moe", "budget.tokens=1M"])           # exit code and folder
 """
 
+import os
+
+# Threads of PyTorch wait for each other at a barrier. By default they spin there for so long that they keep the others
+# from running wherever the machine has more to do than cores. This long costs an idle machine nothing.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 TYPE_CHECKING = False  # for type checkers; `python -m kleiber` must import nothing here (see `kleiber.__main__`)
 if TYPE_CHECKING:
     from pathlib import Path
