@@ -273,8 +273,8 @@ def held_text(checks: Sequence[Row]) -> str:
     """Returns how many predictions held at the widths that were held out of the fit."""
     signs = [row["sign"] for row in checks]
     held = [row["holds"] for row in checks if row["holds"] is not None]
+    right, wrong, undecided = (signs.count(sign) for sign in ("right", "wrong", "undecided"))
     return (
-        f"of {len(signs)} predictions at held-out widths, the sign of the difference is right in {signs.count('right')}, "
-        f"wrong in {signs.count('wrong')} and undecided in {signs.count('undecided')}; {sum(held)} of {len(held)} "
-        "intervals of the error of prediction contain 0"
+        f"of {len(signs)} predictions at held-out widths, the sign of the difference is right in {right}, wrong in "
+        f"{wrong} and undecided in {undecided}; {sum(held)} of {len(held)} intervals of the error of prediction contain 0"
     )

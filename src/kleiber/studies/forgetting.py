@@ -175,8 +175,8 @@ class Forgetting(EqualTargetStudy):
         problem = untuned or waiting
         sides = " and for ".join(label(arm) for arm, is_bound in zip(arms, bounds, strict=True) if is_bound)
         return Question(
-            **fields, values=gaps, open_ends=bounds, bound=f"only an upper bound of F is known for {sides}", problem=problem,
-            tuned=not untuned, paired=True, groups=target.groups(claim.measure, matched),
+            **fields, values=gaps, open_ends=bounds, bound=f"only an upper bound of F is known for {sides}",
+            problem=problem, tuned=not untuned, paired=True, groups=target.groups(claim.measure, matched),
             weights=dict(zip(arms, (1.0, -1.0), strict=True)),
         )  # fmt: skip
 

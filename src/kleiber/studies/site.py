@@ -238,7 +238,12 @@ def index_page(title: str, reports: Sequence[Report], problems: Sequence[str]) -
         for report in reports
     ]  # fmt: skip
     claims = [
-        {"claim": claim["text"], "decision": claim["decision"], "result": claim["verdict"], "study": Link(report.name, report.file)}
+        {
+            "claim": claim["text"],
+            "decision": claim["decision"],
+            "result": claim["verdict"],
+            "study": Link(report.name, report.file),
+        }
         for report in reports
         for claim in report.findings["claims"]
     ]

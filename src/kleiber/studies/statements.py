@@ -163,7 +163,7 @@ def measured(claim: Claim, estimate: Estimate, question: Question) -> str:
 
 
 def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
-    """Returns a difference of which one end is open, as `at most 0.25 nats lower (up to 0.32 with the interval), and possibly higher`.
+    """Returns a difference of which one end is open, as `at least 0.25 nats lower (0.2 with the interval)`.
 
     why  which side is a bound
     """
