@@ -276,5 +276,6 @@ def held_text(checks: Sequence[Row]) -> str:
     right, wrong, undecided = (signs.count(sign) for sign in ("right", "wrong", "undecided"))
     return (
         f"of {len(signs)} predictions at held-out widths, the sign of the difference is right in {right}, wrong in "
-        f"{wrong} and undecided in {undecided}; {sum(held)} of {len(held)} intervals of the error of prediction contain 0"
+        f"{wrong} and undecided in {undecided}; {sum(held)} of {len(held)} intervals of the error of prediction "
+        "contain 0"
     )
