@@ -97,7 +97,7 @@ def test_predictions_are_checked_at_held_out_widths(runs, tmp_path):
     checks = found.tables["Predictions at held-out widths"]
     assert [(row["width"], row["sign"], row["holds"]) for row in checks] == [(128, "right", True)] * 2
     assert {row["fitted"] for row in found.tables["Gap by scale"] if row["width"] == 128} == {"held out"}
-    assert "At held-out widths" in found.answer and found.figures["gap"]().to_dict()
+    assert "predictions at held-out widths" in found.answer and found.figures["gap"]().to_dict()
     turned = write(tmp_path, gap=lambda x: -0.02 if x < -0.5 else 0.02)  # only the largest models lose
     rows = Ablation(fit_width=64).analyze(turned).tables["Predictions at held-out widths"]
     assert [(row["sign"], row["holds"]) for row in rows][-1] == ("wrong", False)
