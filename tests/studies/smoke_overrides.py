@@ -94,3 +94,33 @@ CONTINUAL = [
     "design.seeds=1", "design.orders=1", "eval.every_steps=10", "budget.tokens=5k",
     "design.arms={l2sp:null,ewc:null,lwf:null,agem:null}",
 ]  # fmt: skip
+AT_SCALE = [
+    "model.width=32,64",  # a line needs two sizes
+    "design.seeds=1",
+    "data.tokenizer=bytes",
+    "data.vocab_size=null",
+    "trainer.compile=false",
+    "trainer.precision=32",
+    "design.arms={value_residual:null}",  # which one layer cannot have
+]
+FEW_LABELS = [
+    "design.arms={trec:{data:labelled,data.path:{data}/labelled.jsonl,data.name:trec},sst2:null,sst2_scratch:null,"
+    "trec_scratch:{data:labelled,data.path:{data}/labelled.jsonl,data.name:trec,data.tokenizer:bytes}}",
+    "budget.steps=2",
+    "design.fill.base=[{dense}]",
+    "study.claims=[{arm:trec,against:trec_scratch,direction:higher}]",
+    "design.lrs=[0.01]",
+    "design.seeds=1",
+]
+READING = [
+    "data=task",
+    "data.path={data}/instruct.jsonl",
+    "data.prompt='{answer} {question}'",
+    "data.target='{answer}'",
+    "data.passage=answer",
+    "data.tokenizer=bytes",
+    "design.fill.base=[{dense}]",
+    "design.seeds=1",
+    "evals.open_book.limit=4",
+    "trainer.compile=false",
+]

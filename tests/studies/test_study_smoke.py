@@ -17,13 +17,16 @@ from studies.canary_runs import MEMORIZATION
 from studies.smoke_overrides import (
     ABLATION,
     ADAPTERS,
+    AT_SCALE,
     BASELINES,
     COLLAPSE,
     CONTINUAL,
     EXPLAIN,
+    FEW_LABELS,
     ISOFLOP,
     JUDGED,
     PANEL,
+    READING,
     SEARCH,
     SUMS,
     SWEPT,
@@ -91,20 +94,7 @@ STUDIES = {
         possible=BY_LOSSES,
     ),
     "adapters": Expected([*ADAPTERS, *NARROW], 3, "", decision="not tested"),
-    "at_scale": Expected(
-        [
-            "model.width=32,64",  # a line needs two sizes
-            "design.seeds=1",
-            "data.tokenizer=bytes",
-            "data.vocab_size=null",
-            "trainer.compile=false",
-            "trainer.precision=32",
-            "design.arms={value_residual:null}",  # which one layer cannot have
-        ],
-        14,
-        "",
-        decision="not tested",
-    ),
+    "at_scale": Expected(AT_SCALE, 14, "", decision="not tested"),
     "baselines": Expected(BASELINES, 6, "", decision="not tested"),
     "bias": Expected(BIAS, 8, "", decision="not tested"),
     "chain_of_thought": Expected(*SUMS, decision="not tested"),
@@ -129,21 +119,7 @@ STUDIES = {
         ["data.unique=null,2k", "design.widths=[32]", "stages.branches=[4k,8k]"], 2, "no_law", decision="not tested"
     ),
     "explain": Expected(*EXPLAIN, decision="not tested"),
-    "few_labels": Expected(
-        [
-            *NARROW,
-            "design.arms={trec:{data:labelled,data.path:{data}/labelled.jsonl,data.name:trec},sst2:null,sst2_scratch:null,"
-            "trec_scratch:{data:labelled,data.path:{data}/labelled.jsonl,data.name:trec,data.tokenizer:bytes}}",
-            "budget.steps=2",
-            "design.fill.base=[{dense}]",
-            "study.claims=[{arm:trec,against:trec_scratch,direction:higher}]",
-            "design.lrs=[0.01]",
-            "design.seeds=1",
-        ],
-        2,
-        "",
-        decision="not tested",
-    ),
+    "few_labels": Expected([*NARROW, *FEW_LABELS], 2, "", decision="not tested"),
     "forgetting": Expected(
         [
             f"{BASE}}}",
@@ -201,24 +177,7 @@ STUDIES = {
     ),
     "needle": Expected([*HAYSTACKS, "design.seeds=2"], 36, "", decision="not tested"),
     "ood": Expected([*OTHER_TEXT, "design.seeds=2"], 12, "", decision="contradicted"),
-    "reading": Expected(
-        [
-            *NARROW,
-            "data=task",
-            "data.path={data}/instruct.jsonl",
-            "data.prompt='{answer} {question}'",
-            "data.target='{answer}'",
-            "data.passage=answer",
-            "data.tokenizer=bytes",
-            "design.fill.base=[{dense}]",
-            "design.seeds=1",
-            "evals.open_book.limit=4",
-            "trainer.compile=false",
-        ],
-        1,
-        "",
-        decision="not tested",
-    ),
+    "reading": Expected([*NARROW, *READING], 1, "", decision="not tested"),
     "retrieval": Expected(
         [f"{BASE}}}", f"design.arms={{{ONE_REPLAY}}}", "design.seeds=1", "design.tokens=5k", *SMALL_STORE],
         3,

@@ -124,7 +124,7 @@ def test_arms_that_start_from_different_weights_are_compared_with_their_own_star
     findings = analyzed(write_runs(tmp_path, lambda arm: {**BEFORE, LIFT: {"plain": 0.05, "replay": -0.04}[arm]}))
     changes = [result.estimate.value for result in findings.claims]
     assert changes[1:3] == pytest.approx([0.08 - 0.05, 0.02 + 0.04])
-    for arm, lift in (("plain", 0.05), ("replay", -0.04)):
+    for arm, lift in (("plain tuning", 0.05), ("replay", -0.04)):
         assert row(findings, SCORES, arm=arm, moment="before tuning")["value"] == pytest.approx(lift)
 
 
