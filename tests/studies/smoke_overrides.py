@@ -124,3 +124,7 @@ READING = [
     "evals.open_book.limit=4",
     "trainer.compile=false",
 ]
+TRANSLATE = [
+    "data=task", "data.path={data}/instruct.jsonl", "data.prompt='{question}'", "data.target='{answer}'",
+    "data.tokenizer=bytes", "data.vocab_size=null", "evals.generation.limit=4", "trainer.precision=32",
+]  # fmt: skip

@@ -31,6 +31,7 @@ from studies.smoke_overrides import (
     SUMS,
     SWEPT,
     TRANSFER,
+    TRANSLATE,
     TUNED,
     UPCYCLING,
 )
@@ -240,6 +241,9 @@ STUDIES = {
     ),
     "schedules": Expected(["design.seeds=1", "design.law=null"], 3, "", decision="not tested"),
     "stability": Expected(["design.lrs=[0.003,0.03]", "design.seeds=2"], 32, ""),
+    "task_scaling": Expected(
+        [*TRANSLATE, "design.widths=[32,48]", "stages.branches=[2k,4k]", "design.seeds=1"], 2, "", decision="not tested"
+    ),
     "tasks": Expected(
         [
             "data=task",

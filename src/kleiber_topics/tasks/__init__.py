@@ -1,6 +1,6 @@
-"""Tasks of text generation: a study of what helps small models with them."""
+"""Tasks of text generation: studies of what helps small models with them."""
 
 from kleiber.types import lazy_exports
 
-EXPORTS: dict[str, str] = {}
+EXPORTS = {"rank_agreement": "agreement"}
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
