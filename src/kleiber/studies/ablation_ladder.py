@@ -24,7 +24,7 @@ from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.table import round_down
 from kleiber.types import Config, Json
 
-UNIT = "in log loss"
+UNIT = "in the logarithm of the loss"
 MOST_DECADES = 9.0  # largest factor of compute that is estimated, in log10
 Losses = dict[str, dict[float, dict[int, float]]]  # by arm, learning rate and seed; inf for a run that diverged
 

@@ -205,7 +205,7 @@ def questions(drifts: Sequence[Row], waiting: str, axis: Axis = "width") -> list
         text = f"under muP the best rate moves by less than half a doubling per doubling of the {axis}"
         claim = Claim(of=of, measure="drift", direction="within", margin=0.5)
         if name != MUP:
-            text = f"with the {label_of(name)} the best rate falls faster with the {axis} than under muP"
+            text = f"with the {label_of(name)} the best rate falls more for each doubling of the {axis} than under muP"
             claim = Claim(of=of, against=against, measure="drift")
         at = partial(drift_estimate, sides, unit=unit)
         asked.append(Question(claim=claim, text=text, at=at, unit=unit, problem=waiting, method=method))

@@ -192,7 +192,7 @@ def in_words(estimate: Estimate) -> str:
     sides = ["higher" if (end or 0.0) > 0 else "lower" for end in (estimate.value, estimate.lo, estimate.hi)]
     sides[0] = sides[0] if estimate.value else ""
     unit = estimate.unit
-    is_after = unit.startswith(("in ", "share "))  # 0.2 higher in log loss, but 0.2 nats higher
+    is_after = unit.startswith(("in ", "share "))  # 0.2 higher in the logarithm of the loss, but 0.2 nats higher
     text = " ".join(f"{value} {'' if is_after else unit} {sides[0]}".split())
     text += f" {unit if unit.startswith('in ') else f'in {unit}'}" if is_after else ""
     if lo is None or hi is None:

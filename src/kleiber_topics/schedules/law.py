@@ -31,7 +31,7 @@ FROM_PRIOR = 0.7  # a parameter is that of its prior if its standard deviation i
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The prediction of a schedule that a fit has not seen, in log loss.
+    """The prediction of a schedule that a fit has not seen, in the logarithm of the loss.
 
     error   predicted minus observed at the points
     sd      of the prediction at the points, by the noise and the parameters

@@ -79,7 +79,8 @@ def extrapolation(law: Row) -> str:
     times = law["domain"][test["along"]][1] / test["cut"]
     return (
         f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, up to {times:.2g} times this cut, with a "
-        f"mean error of {test['mare']:.2%} (best naive predictor {naive:.2%}) and a bias of {test['bias']:+.2%}"
+        f"mean error of {test['mare']:.2%} (best naive predictor {naive:.2%}), on average {abs(test['bias']):.2%} too "
+        f"{'high' if test['bias'] > 0 else 'low'}"
     )
 
 
