@@ -20,7 +20,7 @@ def test_the_headline_of_an_identified_law_is_its_error_beyond_the_cut():
     record = ladders.law_record()
     text = headline(record)
     assert text.lower() == f"{extrapolation(record)}.".lower()
-    for number in ("1e+13", "2 times", "4 larger points", "1.79%", "3.00%", "+1.00%"):
+    for number in ("1e+13", "2 times", "4 larger points", "1.79%", "3.00%", "1.00% too high"):
         assert number in text
     assert "no backtest" in extrapolation(ladders.law_record(backtests=[]))
 
