@@ -1,10 +1,11 @@
 """Contrasts estimated together: limits, agreement with Dunnett's test, pairing, and coverage by simulation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import dunnett, t
+from scipy.stats import dunnett, norm, t
 
 from kleiber.inference.contrasts import SEPARATE, Contrast, estimate_family
 from kleiber.inference.moderation import pooled_variance
@@ -138,3 +139,11 @@ def test_blocks_with_few_degrees_of_freedom_leave_student_t_of_the_differences()
     contrast = Contrast({"a": 1.0, "b": -1.0}, [0.5, 1.0, 0.5])
     (spread,) = estimate_family([contrast], groups, 0.9, paired=True).spreads
     assert spread.df == 2 and spread.error == pytest.approx(np.std([0.5, 1.0, 0.5], ddof=1) / 3**0.5)
+
+
+def test_the_error_that_samples_share_stays_with_more_of_them():
+    (spread,) = estimate_family([Contrast({"a": 1.0}, [1.0, 2.0, 4.0])], {}, 0.9).spreads
+    shared = replace(spread, fixed=0.5)
+    normal = norm.ppf(0.95) * 0.5
+    assert shared.half_width(0.9) == pytest.approx(math.hypot(spread.half_width(0.9), normal))
+    assert shared.with_samples(3, 10_000).half_width(0.9) == pytest.approx(normal, rel=0.01)

@@ -87,6 +87,7 @@ class Spread:
     paired whether it is that of the differences within samples
     cells  number of cells whose variances the prior was estimated from
     added  degrees of freedom that a further sample of every group adds
+    fixed  standard error from what all samples share, such as the items of a test, which further samples do not lower
     """
 
     error: float
@@ -95,15 +96,18 @@ class Spread:
     paired: bool
     cells: int = 0
     added: float = 1.0
+    fixed: float = 0.0
 
     def half_width(self, level: float) -> float:
         """Returns the half-width of the interval at a level of its own; nan without degrees of freedom."""
-        return quantile(self.df, level) * self.error if self.df > 0 else math.nan
+        if not self.df > 0:
+            return math.nan
+        return math.hypot(quantile(self.df, level) * self.error, quantile(math.inf, level) * self.fixed)
 
     def with_samples(self, count: int, further: int) -> Spread:
         """Returns the spread that `further` samples beside `count` would leave, with the variance as it is."""
         error = self.error * math.sqrt(count / (count + further))
-        return Spread(error, self.df + further * self.added, self.prior, self.paired, self.cells, self.added)
+        return replace(self, error=error, df=self.df + further * self.added)
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ class Question:
               have to be paired
     paired    whether the sides share runs or bases, so that they are paired by design
     samples   what the values are of, for the method
+    items     standard error over the items of a test that all samples share; 0 where it is in the values, or not known
     point     how the measure at the best rate is estimated; "" where no rate was chosen
     at        returns the estimate at a confidence level by a method of its own; None: the mean of the values
     open_ends whether the result may be below, and may be above, its interval, because a side is only a bound
@@ -212,6 +213,7 @@ class Question:
     groups: Groups = field(default_factory=dict)
     paired: bool = False
     samples: str = "seeds"
+    items: float = 0.0
     point: str = ""
     at: Callable[[float], Estimate | None] | None = None
     open_ends: tuple[bool, bool] = (False, False)
@@ -257,7 +259,8 @@ class Question:
             return self.method
         name = "Student's t" if spread is None or spread.prior is None else "moderated t"
         pairing = "" if self.claim.against is None else ", paired" if spread is None or spread.paired else ", unpaired"
-        return "; ".join(filter(None, [f"{name} over {self.samples}{pairing}", self.point]))
+        over = f"{self.samples} and items" if self.items else self.samples
+        return "; ".join(filter(None, [f"{name} over {over}{pairing}", self.point]))
 
     def tested(self, estimate: Estimate) -> Estimate:
         """Returns the estimate whose interval decides the claim."""
@@ -354,6 +357,7 @@ def decide_together(
         contrasts = [questions[at].contrast for at in members]
         family = estimate_family(contrasts, groups, together, variance, paired)
         spreads |= dict(zip(members, zip(family.levels, family.spreads, strict=True), strict=True))
+    spreads = {at: (own, replace(spread, fixed=questions[at].items)) for at, (own, spread) in spreads.items()}
     decided = [decide(question, *spreads.get(at, (each, None))) for at, question in enumerate(questions)]
     return [replace(result, looks=looks) for result in decided]
 

@@ -42,6 +42,8 @@ class Measure:
     label      what people call it; "": as the runs recorded it
     unit       of its values; "": as the runs recorded it
     better     which values are better: lower, higher or none; "": as the runs recorded it
+    items      pattern of the metric whose recorded interval over items is that of the measure's difference from another
+               group on the same items; claims and contrasts add its error to that of the samples. "" for none
     limits     ends of its scale, at which intervals are cut
     reference  a value to compare with, such as chance: a number, or the pattern of metrics whose mean it is
     called     what people call the reference
@@ -53,6 +55,7 @@ class Measure:
     unit: str
     better: str
     minus: str = ""
+    items: str = ""
     limits: tuple[float, float] | None = None
     reference: float | str | None = None
     called: str = ""
@@ -209,7 +212,7 @@ def read_measures(nodes: Mapping[str, object], sources: bool = True) -> list[Mea
     for name, value in nodes.items():
         place = f"study.measures.{name}"
         node = value if isinstance(value, Mapping) else {"source": value}
-        node = entries(node, place, ("source", "minus", "label", "unit", "better", "limits", "reference"))
+        node = entries(node, place, ("source", "minus", "items", "label", "unit", "better", "limits", "reference"))
         patterns = texts(node.get("source"), f"{place}.source")
         if sources and not patterns:
             raise ValueError(f"{place} needs a source, the name of a metric, such as val/builtin/docs/loss")
@@ -219,6 +222,7 @@ def read_measures(nodes: Mapping[str, object], sources: bool = True) -> list[Mea
         measures.append(
             Measure(
                 name, patterns, minus=str(node.get("minus") or ""), unit=str(node.get("unit") or ""),
+                items=read_items(node.get("items"), patterns, f"{place}.items"),
                 label=str(node.get("label") or ""), better=str(node.get("better") or ""),
                 limits=read_limits(node.get("limits"), f"{place}.limits"), reference=reference, called=called,
             )
@@ -237,6 +241,14 @@ def read_reference(value: object, key: str) -> tuple[float | str | None, str]:
     if isinstance(at, str):
         return at, called
     raise ValueError(f"{key}={value} must be a number, the name of a metric, or {{at: ..., label: TEXT}}")
+
+
+def read_items(value: object, sources: Sequence[str], key: str) -> str:
+    """Returns the pattern of `items`. Raises ValueError, which names `key`, for a key that the sources lack."""
+    pattern = str(value or "")
+    refuse_unknown(key, keys_in(pattern), [name for source in sources for name in keys_in(source)])
+    pattern_of(pattern)
+    return pattern
 
 
 def read_limits(value: object, key: str) -> tuple[float, float] | None:

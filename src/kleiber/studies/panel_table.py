@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from kleiber.config.nested import flatten
+from kleiber.inference.joint import quantile
 from kleiber.records.catalog import Run
 from kleiber.records.diff import as_number
 from kleiber.studies.claims import RATE
@@ -21,9 +22,11 @@ from kleiber.studies.compare.rows import Rows, is_fine_tuned, outcomes
 from kleiber.studies.decision import QUANTITIES
 from kleiber.studies.panel_declaration import EVERY, RESERVED, Key, Measure, filled, keys_in, pattern_of
 from kleiber.types import Config, Json
+from kleiber.types.score import SCORE_LEVEL
 
 STAGE, START, FORGETTING = "stage.", "start:", "forgetting:"
 REFERENCE = ":reference"  # suffix of the measure that is the reference of another one
+ITEMS = ":items"  # suffix of the standard error over items of another one
 SAME = "same:"  # prefix of the columns of what claims hold equal
 HELD = (*QUANTITIES, RATE)  # what the claims of a panel can hold equal
 
@@ -53,7 +56,8 @@ def read_table(
             place = place_of(run, stage, keys) if is_read(run, stage) else None
             if place is not None:
                 scores = scores_of(run, stage) | forgotten.get(run.name, {})
-                rows += [{"run": run.name, **place, **row} for row in measured(scores, keys, measures)]
+                found = measured(scores, item_errors(stage), keys, measures)
+                rows += [{"run": run.name, **place, **row} for row in found]
     if not rows:
         raise ValueError(
             f"none of these {len(runs)} runs has finished with a metric that study.measures names: {', '.join(sources)}"
@@ -154,8 +158,20 @@ def fine_tuned(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     }
 
 
-def measured(scores: Mapping[str, float], keys: Sequence[Key], measures: Sequence[Measure]) -> Iterator[Json]:
-    """Yields a row for each value of each measure among the metrics of a stage, and for the metrics of references."""
+def item_errors(stage: Json) -> dict[str, float]:
+    """Returns the standard error over items of each metric of a stage that has an interval of them."""
+    scores = (stage.get("scores") or {}).items()
+    ends = {name: (score["lo"], score["hi"]) for name, score in scores if None not in (score["lo"], score["hi"])}
+    return {name: (high - low) / 2 / quantile(math.inf, SCORE_LEVEL) for name, (low, high) in ends.items()}
+
+
+def measured(
+    scores: Mapping[str, float], errors: Mapping[str, float], keys: Sequence[Key], measures: Sequence[Measure]
+) -> Iterator[Json]:
+    """Yields a row for each value of each measure among the metrics of a stage, of its error, and of references.
+
+    errors  standard errors over items, by metric
+    """
     by_name = {key.name: key for key in keys}
     for measure in measures:
         rows = []
@@ -164,6 +180,8 @@ def measured(scores: Mapping[str, float], keys: Sequence[Key], measures: Sequenc
             if rows:
                 break
         yield from rows
+        if measure.items:
+            yield from matches(measure.items, Measure(f"{measure.name}{ITEMS}", (), "", "", "none"), errors, by_name)
         if isinstance(measure.reference, str):
             plain = Measure(f"{measure.name}{REFERENCE}", (), "", "", "none")
             yield from matches(measure.reference, plain, scores, by_name)

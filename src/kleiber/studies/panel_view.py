@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from kleiber.inference.contrasts import Cell
+from kleiber.inference.joint import quantile
 from kleiber.studies.claims import (
     EQUAL,
     RATE,
@@ -25,9 +27,9 @@ from kleiber.studies.claims import (
 )
 from kleiber.studies.compare.arms import LRS
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
-from kleiber.studies.decision import as_row, level_of_each, mean_estimate
+from kleiber.studies.decision import Estimate, as_row, estimate_around, level_of_each, mean_estimate
 from kleiber.studies.panel_declaration import Key, Measure, Table, mapping
-from kleiber.studies.panel_table import SAME, same_origin
+from kleiber.studies.panel_table import ITEMS, SAME, same_origin
 from kleiber.studies.statements import FINISH, group, read_answer, statement, with_interval_of_claim
 from kleiber.types import Json, Row
 
@@ -185,7 +187,24 @@ class View:
             problem=waiting or problem, advice=FINISH * bool(waiting),
             tuned=None if equal is None else not problem and equal != RATE,
             samples=f"values of {' and '.join(sampled.names)}", paired=paired, groups={} if paired else cells,
+            items=self.item_error(claim),
         )  # fmt: skip
+
+    def item_error(self, claim: Claim) -> float:
+        """Returns the standard error of a claim over the items of its sides, which all samples share; 0 without any."""
+        name = f"{claim.measure}{ITEMS}"
+        if not self.measures[claim.measure].items:
+            return 0.0
+        errors = [self.rows(name, side)["value"].mean() for _, side in claim.sides]
+        return math.hypot(*(error for error in errors if not math.isnan(error)))
+
+    def gap(self, claim: Claim, unit: str) -> Estimate | None:
+        """Returns the mean result of a claim with its interval over samples, and over items where those are known."""
+        mean, fixed = mean_estimate(self.sampled(claim).values, self.level, unit), self.item_error(claim)
+        if mean is None or mean.hi is None or not fixed:
+            return mean
+        half = math.hypot(mean.hi - mean.value, quantile(math.inf, self.level) * fixed)
+        return estimate_around(mean.value, half, mean.n, unit)
 
     def are_paired(self, claim: Claim) -> bool:
         """Returns whether samples pair the sides of a claim by design: by further keys than the seed, runs or bases."""
@@ -239,7 +258,7 @@ class View:
         written = {}
         for name, number in numbers.items():
             measure = self.measures[number.claim.measure]
-            estimate = mean_estimate(self.sampled(number.claim).values, self.level, measure.unit)
+            estimate = self.gap(number.claim, measure.unit)
             estimate = measure.within(estimate) if number.claim.against is None else estimate
             if estimate is None:
                 return ""
@@ -297,8 +316,8 @@ class View:
             for cell in self.cells(table)
         ):
             claim = replace(claim, of={**claim.of, **cell})
-            gap = mean_estimate(self.sampled(claim).values, self.level, measure.unit)
-            yield {key: claim.of[key] for key in (*varied, *cell)} | {"measure": measure.name, **as_row(gap)}
+            gap = as_row(self.gap(claim, measure.unit))
+            yield {key: claim.of[key] for key in (*varied, *cell)} | {"measure": measure.name, **gap}
 
     def claim_rows(self, results: Sequence[Result]) -> list[Json]:
         """Returns the rows of a figure of claims: the difference of each with the interval that decides it.

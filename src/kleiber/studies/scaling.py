@@ -280,9 +280,9 @@ def methods(law: Row, runs: Sequence[Run]) -> str:
     if any(stage.get("trunk") for run in runs for stage in run.stages):
         trained = "each at a constant learning rate, with a cooldown branch for every token count (arXiv:2405.18392)"
     shared = (
-        f" Trunks of one size differ in the logarithm of the loss with a standard deviation of {noise['between']:.2%} ({noise['df']} "
-        f"degrees of freedom) and a correlation of {noise['correlation']:.2f} between branches; all intervals include "
-        "it."
+        f" Trunks of one size differ in the logarithm of the loss with a standard deviation of {noise['between']:.2%} "
+        f"({noise['df']} degrees of freedom) and a correlation of {noise['correlation']:.2f} between branches; all "
+        "intervals include it."
         if noise
         else ""
     )

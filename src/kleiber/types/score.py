@@ -12,6 +12,7 @@ from typing import Literal
 from kleiber.types import Json
 
 Better = Literal["lower", "higher", "none"]
+SCORE_LEVEL = 0.9  # of the intervals of scores
 
 
 @dataclass(frozen=True)
