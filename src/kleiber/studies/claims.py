@@ -357,7 +357,7 @@ def decide_together(
         contrasts = [questions[at].contrast for at in members]
         family = estimate_family(contrasts, groups, together, variance, paired)
         spreads |= dict(zip(members, zip(family.levels, family.spreads, strict=True), strict=True))
-    spreads = {at: (own, replace(spread, fixed=questions[at].items)) for at, (own, spread) in spreads.items()}
+    spreads = {at: (single, replace(spread, fixed=questions[at].items)) for at, (single, spread) in spreads.items()}
     decided = [decide(question, *spreads.get(at, (each, None))) for at, question in enumerate(questions)]
     return [replace(result, looks=looks) for result in decided]
 

@@ -56,8 +56,8 @@ def read_table(
             place = place_of(run, stage, keys) if is_read(run, stage) else None
             if place is not None:
                 scores = scores_of(run, stage) | forgotten.get(run.name, {})
-                found = measured(scores, item_errors(stage), keys, measures)
-                rows += [{"run": run.name, **place, **row} for row in found]
+                values = measured(scores, item_errors(stage), keys, measures)
+                rows += [{"run": run.name, **place, **row} for row in values]
     if not rows:
         raise ValueError(
             f"none of these {len(runs)} runs has finished with a metric that study.measures names: {', '.join(sources)}"

@@ -283,12 +283,12 @@ def too_few(lrs: int, seeds: int) -> str:
 def rates_to_add(arms: Sequence[Arm]) -> str:
     """Returns the command that gives arms learning rates and seeds enough: rates are even around the best of each."""
     few = min(len(arm.best_values) for arm in arms) < SEEDS
-    what, seeds = ("rates and seeds", f" design.seeds={SEEDS}") if few else ("rates", "")
+    missing, seeds = ("rates and seeds", f" design.seeds={SEEDS}") if few else ("rates", "")
     grids = {arm.name: wider_grid(arm.grid, arm.best_lr) for arm in arms}
     texts = {name: f"[{','.join(f'{rate:.3g}' for rate in grid)}]" for name, grid in grids.items()}
     if len({*texts.values()}) == 1:
-        return f"add {what}: `design.lrs={next(iter(texts.values()))}{seeds}`"
-    return f"add {what}: `design.lrs={{{','.join(f'{name}:{text}' for name, text in texts.items())}}}{seeds}`"
+        return f"add {missing}: `design.lrs={next(iter(texts.values()))}{seeds}`"
+    return f"add {missing}: `design.lrs={{{','.join(f'{name}:{text}' for name, text in texts.items())}}}{seeds}`"
 
 
 def wider_grid(rates: Sequence[float], best: float) -> list[float]:
