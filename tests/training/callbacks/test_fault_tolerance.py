@@ -1,10 +1,12 @@
 """Which checkpoints are planned, which are kept, and which callbacks take over the state of another stage."""
 
+import signal
 from types import SimpleNamespace
 
 import pytest
 
 from kleiber.records.summary import StageRecord
+from kleiber.training.callbacks import fault_tolerance
 from kleiber.training.callbacks.fault_tolerance import Checkpoints, restore_callbacks
 from kleiber.training.callbacks.log import Throughput
 from kleiber.training.callbacks.stability import Stability
@@ -36,3 +38,19 @@ def test_state_of_one_stage_is_not_taken_over_by_another():
     assert clock.seconds == 0 and watch.spikes == 2
     restore_callbacks([clock, watch], state)
     assert clock.seconds == 3
+
+
+@pytest.mark.parametrize(("step", "goes_on"), [(3, False), (8, True)])
+def test_the_first_ctrl_c_says_what_it_waits_for(monkeypatch, capfd, step, goes_on):
+    """A long evaluation after the last step is not interrupted by the first one, and whoever pressed it reads that."""
+    monkeypatch.setattr(fault_tolerance, "note_signal", lambda number: None)
+    preempt = fault_tolerance.Preempt(None)
+    preempt.trainer = SimpleNamespace(global_step=step, max_steps=8, is_global_zero=True)
+    for _ in range(2):
+        preempt.note(signal.SIGINT, None)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert ("goes on" in line) == goes_on and preempt.received == signal.SIGINT
+    quiet = fault_tolerance.Preempt(None)
+    quiet.trainer = SimpleNamespace(global_step=step, max_steps=8, is_global_zero=False)
+    quiet.note(signal.SIGINT, None)
+    assert capfd.readouterr().err == "", "other ranks leave it to rank 0"

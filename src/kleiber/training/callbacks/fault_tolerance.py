@@ -254,9 +254,11 @@ class Preempt(LeanCallback):
     def __init__(self, checkpoints: Checkpoints | None) -> None:
         self.checkpoints = checkpoints
         self.received = 0
+        self.trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Handles the signals in place of Lightning, which restores the handlers from before the fit at its end."""
+        self.trainer = trainer
         # Lightning's own handlers would end the run without a checkpoint.
         if threading.current_thread() is threading.main_thread():
             for number in filter(is_handled, SIGNALS):
@@ -266,6 +268,10 @@ class Preempt(LeanCallback):
     def note(self, number: int, frame: object) -> None:
         """Remembers the first signal until the end of the step; a second Ctrl-C ends the process."""
         note_signal(number)
+        if number == signal.SIGINT and not self.received and self.trainer is not None and self.trainer.is_global_zero:
+            is_last = self.trainer.global_step == self.trainer.max_steps
+            text = "the last evaluation goes on" if is_last else "the run ends after this step or evaluation"
+            os.write(2, f"Ctrl-C: {text}; a second Ctrl-C ends it at once\n".encode())  # print may be interrupted here
         self.received = self.received or number
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
