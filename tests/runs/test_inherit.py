@@ -101,6 +101,9 @@ def test_a_key_that_the_weights_fix_cannot_have_another_value(completed, folder,
     name = key.partition("=")[0]
     with pytest.raises(ConfigError, match=f"model.{name}=.* leave the key out"):
         completed("init=hf", f"init.path={folder}", f"model.{key}")
+    for name in ("bpe", "bytes"):  # the embeddings are of the tokens of the folder
+        with pytest.raises(ConfigError, match=f"data.tokenizer={name} .* leave the key out"):
+            completed("init=hf", f"init.path={folder}", f"data.tokenizer={name}")
     equal = completed("init=hf", f"init.path={folder}", "model.width=64", "model.rope_theta=5000.0")["model"]
     assert equal["width"] == 64 and equal["rope_theta"] == 5000.0
 
@@ -157,7 +160,7 @@ def test_data_made_of_other_data_inherits_the_tokenizer_in_that_data_and_hands_i
         config = completed(*start, *f"data={choice.removeprefix('data=')}".split())
         assert "tokenizer" not in config["data"] and config["data"]["data"]["tokenizer"] == str(folder), choice
     assert completed(*start, "data=trigger")["data"]["data"]["tokenizer"] == "bytes"  # which its triggers are
-    assert completed(*start, "data=repeat", "data.data.tokenizer=bpe")["data"]["data"]["tokenizer"] == "bpe"
+    assert completed(*start, "data=repeat", "data.data.tokenizer=copy")["data"]["data"]["tokenizer"] == "copy"
     wrapped = completed("model=hf", f"model.path={folder}", "data=repeat")
     assert wrapped["data"]["data"]["tokenizer"] == str(folder)
     for data in (config["data"], completed(*start, "data=counterfactual")["data"]):

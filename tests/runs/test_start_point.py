@@ -10,7 +10,12 @@ import torch
 from omegaconf import DictConfig
 from small_run import REPOSITORY
 from tables import jsonl
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 
+from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
 from kleiber.launch.price_estimate import Prices
 from kleiber.models.hf_twin import to_hf
@@ -163,6 +168,28 @@ def test_upstream_texts_of_a_hugging_face_folder_are_tasks(cache_dir):
     config.data.separator = "bos"  # the upstream text has the separator of the data
     with pytest.raises(ValueError, match=r"data\.separator=bos"):
         HF("folder", upstream=[str(REPOSITORY / "tests/data/tiny.txt")]).tasks(config, fake_corpus())
+
+
+def test_another_tokenizer_than_that_of_a_hugging_face_folder_is_refused(tmp_path):
+    """Of the same size too: the embeddings are of the tokens of the folder."""
+    tokenizers = {}
+    for name, text in (("folder", "abcabd" * 50), ("other", "x" * 300)):
+        tokenizer = Tokenizer(BPE())
+        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        alphabet = ByteLevel.alphabet()
+        trainer = BpeTrainer(vocab_size=260, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+        tokenizer.train_from_iterator([text], trainer)
+        (tmp_path / name).mkdir()
+        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
+        tokenizers[name] = load_pretrained(str(tmp_path / name))
+    start, corpus = HF(str(tmp_path / "folder")), fake_corpus()
+    config = DictConfig({"data": {}, "model": {"context": 64}})
+    corpus.tokenizer = tokenizers["folder"]
+    assert start.tasks(config, corpus) == []
+    corpus.tokenizer = tokenizers["other"]
+    assert tokenizers["other"].vocab_size == tokenizers["folder"].vocab_size
+    with pytest.raises(ValueError, match=r"data\.tokenizer: .*leave the key out"):
+        start.tasks(config, corpus)
 
 
 def test_weights_of_a_hugging_face_folder_are_loaded(tmp_path):

@@ -176,7 +176,7 @@ def test_a_unit_that_is_a_phrase_follows_the_direction(unit, text):
 def test_an_undecided_claim_names_the_command_that_would_decide_it():
     values = [-0.1, -0.2, 0.05]
     once, again = result(values), result(values, looks=2)
-    seeds = f"design.seeds={3 + once.more_seeds}"
+    seeds = f"name=NEW design.seeds={3 + once.more_seeds}"
     assert once.decision == "undecided" and f"in a new study: `{seeds}`" in sentence(once)
     assert sentence(once).endswith(f". {advice(once)[0].upper()}{advice(once)[1:]}.")
     assert advice(again).endswith(f": `design.seeds={3 + again.more_seeds}`") and "new study" not in advice(again)

@@ -196,6 +196,9 @@ def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
         asked = config["model"].get(name)
         if f"model.{name}" in set_keys and asked is not None and asked != node[name]:
             raise ConfigError(f"model.{name}={asked} must be {node[name]}, that of {folder}: leave the key out")
+    tokenizer = text_settings(config["data"]).get("tokenizer")
+    if _sets("tokenizer", set_keys) and tokenizer in ("bytes", "bpe") and (folder / "tokenizer.json").is_file():
+        raise ConfigError(f"data.tokenizer={tokenizer} must be that of {folder}: leave the key out")
     config = _with_model({**config, "init": {**init, "path": str(folder)}}, node, set_keys)
     return _with_tokenizer(config, str(folder.absolute()), set_keys)
 

@@ -24,6 +24,7 @@ from kleiber.types import Config
 from kleiber.types.access import DataPath
 from kleiber.types.contracts import Corpus, HeldOut, Objective, Task
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 COMPARED = 100  # rows whose labels are compared to decide whether two tasks are the same
 
@@ -104,7 +105,11 @@ class HF(StartPoint):
         return self.path
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
-        """Returns a language-modeling task for each text of `upstream`."""
+        """Returns a language-modeling task for each text of `upstream`.
+
+        Raises ValueError where the data has another tokenizer than the folder, whose embeddings are of its tokens.
+        """
+        self._check_tokenizer(corpus)
         if not self.upstream:
             return []
         from kleiber.data.mixture_corpus import MixtureCorpus
@@ -115,6 +120,19 @@ class HF(StartPoint):
         texts = mixture.prepare(config.model.context)
         check_same_tokenizer(corpus, texts, "init.upstream")
         return corpus_tasks(texts, build(DictConfig({"_target_": "kleiber.objectives.CLM"})))
+
+    def _check_tokenizer(self, corpus: Corpus) -> None:
+        folder = Path(self.path).expanduser()
+        if not (folder / "tokenizer.json").is_file():
+            return
+        from kleiber.data.pretrained_tokenizer import load_pretrained
+
+        tokenizer = load_pretrained(str(folder))
+        if vocabulary(tokenizer) != vocabulary(corpus.tokenizer):
+            raise ValueError(
+                f"data.tokenizer: data {corpus.name} has tokenizer {corpus.tokenizer.hash}, but init.path={self.path} "
+                f"has {tokenizer.hash}, and its weights are of those tokens: leave the key out"
+            )
 
 
 def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
@@ -163,15 +181,15 @@ def same_text(held_out: HeldOut, other: HeldOut) -> bool:
 
 def check_same_tokenizer(corpus: Corpus, other: Corpus, key: str) -> None:
     """Raises ValueError naming the config key `key` when two corpora of one model have different vocabularies."""
-    if vocabulary(corpus) != vocabulary(other):
+    if vocabulary(corpus.tokenizer) != vocabulary(other.tokenizer):
         raise ValueError(
             f"{key}: data {other.name} has tokenizer {other.tokenizer.hash}, but data {corpus.name} has tokenizer "
-            f"{corpus.tokenizer.hash}; a model must have one tokenizer: set data.tokenizer, or data.data.tokenizer. "
-            "data.tokenizer=bpe trains one on each text; data.tokenizer=RUN/tokenizer takes that of a run"
+            f"{corpus.tokenizer.hash}; a model must have one tokenizer: set data.tokenizer, or data.data.tokenizer "
+            "where data is made of other data. data.tokenizer=bpe trains one on each text; "
+            "data.tokenizer=RUN/tokenizer takes that of a run"
         )
 
 
-def vocabulary(corpus: Corpus) -> tuple[int, int, bytes]:
+def vocabulary(tokenizer: Tokenizer) -> tuple[int, int, bytes]:
     """Returns what makes two tokenizers equal for a model: size, end-of-text id and number of bytes of each token."""
-    tokenizer = corpus.tokenizer
     return tokenizer.vocab_size, tokenizer.eos, tokenizer.token_bytes.tobytes()

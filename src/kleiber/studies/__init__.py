@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from kleiber.studies.laws.uncertainty import interval, interval_ends, percent, student_quantile
     from kleiber.studies.laws.variance_components import trunk_noise
     from kleiber.studies.laws.verdicts import Verdict
-    from kleiber.studies.statements import FINISH, answer_text, with_intervals_of_claims
+    from kleiber.studies.statements import answer_text, with_intervals_of_claims
     from kleiber.studies.study import ClaimStudy, Figures, Findings, IntervalStudy, PlannedPoint, finished_rows
 
 EXPORTS = {

@@ -86,7 +86,7 @@ class Continual(EqualTargetStudy):
         """
         rows, others = of_same_tasks(sequence_rows(runs, self.tolerance))
         best = rows.merge(best_settings(rows, CELL[:2], CELL[2:], "ACC", higher=True), on=CELL)
-        waiting = not_ready(runs, 1, lambda run: "sequences")
+        waiting = not_ready(runs, 1, lambda run: "sequences").why
         gaps, asked = [], []
         for start, part in best.groupby("start", sort=False):
             names = [name for name in dict.fromkeys(part["method"]) if name != PLAIN]

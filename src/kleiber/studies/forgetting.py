@@ -125,7 +125,7 @@ class Forgetting(EqualTargetStudy):
         require_common_base(rows)
         target, points = EqualTarget(rows, self.reference, self.equal, self.tolerance), averaged(rows)
         chosen, order = target.chosen(points), in_order(rows, self.reference)
-        waiting = not_ready(runs, 1, lambda run: self.arms)
+        waiting = not_ready(runs, 1, lambda run: self.arms).why
         asked = self.questions(target, self.read_claims(order), waiting)
         results = decide_together([*asked, *further_claims(rows, waiting)], self.level, variance=self.variance)
         noise = {measure: seed_noise(rows, measure) for measure in ("F", "target")}

@@ -81,7 +81,7 @@ class ForgettingLaw(IntervalStudy):
     def fitted(self, runs: Sequence[Run]) -> Json:
         """Fits the replay law ("main") and published laws ("beside"), and computes the critical replayed fraction."""
         rows, noise = grid_cells(runs)
-        waiting = not_ready(runs, 1, lambda run: GRID_ARM)
+        waiting = not_ready(runs, 1, lambda run: GRID_ARM).why
         main = self.fit_or_why(rows, replay_form(rows))
         low = rows["F"] < CENSORED_SD * noise.sd if noise.df else rows["F"] <= 0
         gone = [{"row": int(i), "rule": f"censored: F below {CENSORED_SD:g} SD of seed noise"} for i in rows.index[low]]

@@ -50,7 +50,7 @@ class MupTransfer(IntervalStudy):
         ladders = read_ladders(runs, LOSS, lambda run: name_of(place_of(run, axis), axis), min_arms=1)
         arms = {place: ladders[name][-1] for name, place in places.items() if name in ladders}
         optima, drifts = self.optima(arms, axis)
-        waiting = not_ready(runs, 1, lambda run: name_of(place_of(run, axis), axis))
+        waiting = not_ready(runs, 1, lambda run: name_of(place_of(run, axis), axis)).why
         claims = decide_together(questions(drifts, waiting, axis), self.level)
         moves = ". ".join(drift_text(row, axis) for row in drifts)
         headline = f"{moves}." if moves else f"The optimum was not found at two {axis}s: its drift is not estimated."

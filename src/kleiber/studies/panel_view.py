@@ -25,12 +25,12 @@ from kleiber.studies.claims import (
     read_claims,
     side_key,
 )
-from kleiber.studies.compare.arms import LRS
+from kleiber.studies.compare.arms import LRS, Unready
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.decision import Estimate, as_row, estimate_around, level_of_each, mean_estimate
 from kleiber.studies.panel_declaration import Key, Measure, Table, mapping
 from kleiber.studies.panel_table import ITEMS, SAME, same_origin
-from kleiber.studies.statements import FINISH, group, read_answer, statement, with_interval_of_claim
+from kleiber.studies.statements import group, read_answer, statement, with_interval_of_claim
 from kleiber.types import Json, Row
 
 Node = Mapping[str, object]
@@ -162,12 +162,12 @@ class View:
         results = [sum(sign * means[key] for sign, means in signed) - claim.less for key in places]
         return Sampled(results, by_side, sample, len(every) - len(places))
 
-    def questions(self, nodes: Sequence[Node], waiting: str) -> list[Question]:
+    def questions(self, nodes: Sequence[Node], waiting: Unready) -> list[Question]:
         """Returns claims with what the runs say about them; `waiting` says why the runs decide nothing yet."""
         claims = read_claims(nodes, "study.claims", self.first, self.levels)
         return [self.question(claim, waiting) for claim in claims]
 
-    def question(self, claim: Claim, waiting: str) -> Question:
+    def question(self, claim: Claim, waiting: Unready) -> Question:
         """Returns a claim with its samples."""
         measure = self.measures[claim.measure]
         equal, problem = self.guard(claim)
@@ -184,7 +184,7 @@ class View:
         return Question(
             claim=claim, text=text, wording=wording, values=sampled.values, unit=measure.unit,
             limits=measure.limits, better=measure.better,
-            problem=waiting or problem, advice=FINISH * bool(waiting),
+            problem=waiting.why or problem, advice=waiting.advice,
             tuned=None if equal is None else not problem and equal != RATE,
             samples=f"values of {' and '.join(sampled.names)}", paired=paired, groups={} if paired else cells,
             items=self.item_error(claim),

@@ -23,7 +23,6 @@ ORDER = (Decision.SUPPORTED, Decision.CONTRADICTED, Decision.UNDECIDED, Decision
 CONTRARY = {"lower": "higher", "higher": "lower"}
 MIRRORED = {**CONTRARY, "not_lower": "not_higher", "not_higher": "not_lower", "within": "within"}
 COMPARATIVES = {"lower": ("lower", "less"), "higher": ("higher", "more")}  # words of texts, by direction
-FINISH = "finish its runs: repeat the command of the sweep"
 SEEDS = ("seeds", "values of seed", "base models")  # samples of which a design adds more by design.seeds
 
 
@@ -223,9 +222,9 @@ def advice(result: Result) -> str:
     if result.spread is None or result.more_seeds is None:
         unlikely = result.spread is not None
         return "more seeds are not expected to decide it" if unlikely else "add seeds: `design.seeds=...`"
-    where = "" if result.looks > 1 else " in a new study"
+    where, name = ("", "") if result.looks > 1 else (" in a new study", "name=NEW ")
     plural = "s" * (result.more_seeds != 1)
-    return f"add {result.more_seeds} seed{plural}{where}: `design.seeds={estimate.n + result.more_seeds}`"
+    return f"add {result.more_seeds} seed{plural}{where}: `{name}design.seeds={estimate.n + result.more_seeds}`"
 
 
 def sentence(result: Result) -> str:

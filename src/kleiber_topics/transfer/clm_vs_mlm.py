@@ -68,7 +68,7 @@ class ClmVsMlm(IntervalStudy):
         rows = pd.DataFrame(rows[rows["tokens"] >= 0.999 * self.min_tokens])
         slopes = [row for kind, part in rows.groupby("objective") for row in exponents(str(kind), part, self.level)]
         apart = [(a, b) for a, b in combinations(slopes, 2) if a["along"] == b["along"]]
-        waiting = not_ready(runs, 1, lambda run: run.stage.get("objective"))
+        waiting = not_ready(runs, 1, lambda run: run.stage.get("objective")).why
         claims = decide_together([question(rows, *pair, waiting) for pair in apart], self.level)
         caveats = []
         if len({row["objective"] for row in slopes}) < 2:

@@ -16,7 +16,6 @@ import pandas as pd
 from kleiber.config import readable
 from kleiber.records import Run
 from kleiber.studies import (
-    FINISH,
     SCRATCH,
     Claim,
     ClaimStudy,
@@ -158,14 +157,14 @@ class Transfer(ClaimStudy):
                 continue
             side = {"kind": kind, "start": start, "task": task}
             claim = Claim(of=side, against={"start": SCRATCH}, measure="score", equal="tokens", direction="higher")
-            problem = waiting or next(filter(None, (untuned_arm(tried, kind, at) for at in (start, SCRATCH))), "")
+            problem = waiting.why or next(filter(None, (untuned_arm(tried, kind, at) for at in (start, SCRATCH))), "")
             asked.append(
                 Question(
                     claim=claim,
                     text=f"the score on {readable(task)} is higher with {named(kind, start)} than from nothing",
                     values=gaps_by_seed(scores, nothing), unit="in score", better="higher", problem=problem,
-                    tuned=not problem or problem == waiting,
-                    advice=FINISH if waiting else f"add rates: `design.kinds.{kind}.lrs=[...]`" if problem else "",
+                    tuned=not problem or problem == waiting.why,
+                    advice=waiting.advice or (f"add rates: `design.kinds.{kind}.lrs=[...]`" if problem else ""),
                 )
             )  # fmt: skip
         return asked

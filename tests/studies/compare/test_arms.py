@@ -202,9 +202,9 @@ def test_rates_of_one_two_five_ten_are_evenly_spaced():
 
 def test_runs_that_have_not_finished_decide_nothing(tmp_path):
     write(tmp_path, STUDY, "a", 3.0, seeds=1)
-    assert not_ready(read_runs(tmp_path), 1) == ""
+    assert not not_ready(read_runs(tmp_path), 1).why
     write(tmp_path, STUDY, "b", 3.0, seeds=1, status="running")
-    assert "5 of 10" in not_ready(read_runs(tmp_path), 1)
+    assert "5 of 10" in not_ready(read_runs(tmp_path), 1).why
 
 
 def plan(folder, arms=("a",), **designs):
@@ -223,7 +223,9 @@ def plan(folder, arms=("a",), **designs):
 def test_a_plan_with_another_number_of_seeds_is_a_look_unless_it_had_too_few_to_decide(first, looks, tmp_path):
     write(tmp_path, STUDY, "a", 3.0, seeds=5)
     runs = plan(tmp_path, a=lambda seed: first if seed < 2 else 5)
-    assert (not_ready(runs, 1) == "") is (looks == 1) and not_ready(runs, 2) == ""
+    early = not_ready(runs, 1)
+    assert bool(early.why) is (looks > 1) and not not_ready(runs, 2).why
+    assert "study.looks=2" in early.advice if looks > 1 else not early.advice
 
 
 @pytest.mark.slow
@@ -231,7 +233,7 @@ def test_arms_of_plans_with_other_numbers_of_seeds_were_looked_at_once(tmp_path)
     write(tmp_path, STUDY, "a", 3.0, seeds=5)
     write(tmp_path, STUDY, "b", 3.0, seeds=3)
     runs = plan(tmp_path, a=lambda seed: 5, b=lambda seed: 3)
-    assert not_ready(runs, 1) == ""
+    assert not not_ready(runs, 1).why
 
 
 @pytest.mark.slow
@@ -240,15 +242,17 @@ def test_a_part_of_the_planned_seeds_decides_nothing(tmp_path):
     write(tmp_path, STUDY, "a", 3.0, seeds=5)
     write(tmp_path, STUDY, "b", 3.0, seeds=3)
     runs = plan(tmp_path, a=lambda seed: 5, b=lambda seed: 5)
-    assert not_ready(runs, 1) == '3 of the 5 planned seeds of the arm "b" were run'
-    assert not_ready(runs, 1, lambda run: f"seed={run.config['seed'] % 2}") == "", "a key that the design did not name"
+    assert not_ready(runs, 1).why == '3 of the 5 planned seeds of the arm "b" were run'
+    assert not not_ready(runs, 1, lambda run: f"seed={run.config['seed'] % 2}").why, (
+        "a key that the design did not name"
+    )
     assert planned_looks(runs, arm_name) == 1
 
 
 def test_a_design_with_seeds_for_each_width_is_read(tmp_path):
     write(tmp_path, STUDY, "a", 3.0, seeds=3)
     runs = plan(tmp_path, a=lambda seed: [3, 2])
-    assert not_ready(runs, 1) == "" == not_ready(runs, 1, lambda run: f"lr={run.config['optimizer']['lr']}")
+    assert not not_ready(runs, 1).why and not not_ready(runs, 1, lambda run: f"lr={run.config['optimizer']['lr']}").why
 
 
 def test_arms_are_in_the_order_of_the_design_also_those_without_a_finished_run(tmp_path):

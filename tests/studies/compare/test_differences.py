@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kleiber.studies.claims import Claim, decide_together
-from kleiber.studies.compare.arms import Arm
+from kleiber.studies.compare.arms import Arm, Unready
 from kleiber.studies.compare.differences import interpolate, pair, question
 from kleiber.studies.decision import Decision
 
@@ -97,7 +97,7 @@ def claim(arm, against, direction="lower", **keys):
 
 
 def judge(asked, ladders, waiting=""):
-    (result,) = decide_together([question(asked, ladders, waiting)], LEVEL)
+    (result,) = decide_together([question(asked, ladders, Unready(waiting))], LEVEL)
     return result
 
 
@@ -191,8 +191,8 @@ def test_arms_are_compared_at_vertices_only_where_all_have_one():
     assert sum(at_vertices.ours.values()) / 3 == pytest.approx(off.optimum.value)
     assert at_cells.ours == off.best_values and at_cells.theirs == steep.best_values
     ladders = {each.name: [each] for each in (on, off, steep)}
-    points = [question(claim(name, "a"), ladders, "").point for name in ("bb", "ccc")]
+    points = [question(claim(name, "a"), ladders, Unready()).point for name in ("bb", "ccc")]
     assert points == ["vertex of a parabola in log rate", "best rate"]
-    assert question(claim("bb", "ccc"), ladders, "").values == pytest.approx(
+    assert question(claim("bb", "ccc"), ladders, Unready()).values == pytest.approx(
         [off.best_values[seed] - steep.best_values[seed] for seed in range(3)]
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 from kleiber.config.errors import Status
 from kleiber.inference.contrasts import Cell
@@ -28,6 +29,7 @@ from kleiber.types.score import Score
 LRS = 5  # least number of learning rates of a tuned arm
 SEEDS = 3  # least number of seeds of a tuned arm
 SPACING = 0.1  # relative difference up to which two ratios of neighboring rates count as equal
+FINISH = "finish its runs: repeat the command of the sweep"
 START = "start:"  # prefix of measures before the first step of the last stage
 ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that belongs to no arm
 
@@ -335,8 +337,15 @@ def format_pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
-    """Why these runs decide nothing yet: some have not been trained, or they were looked at too often; "" otherwise.
+class Unready(NamedTuple):
+    """Why runs decide nothing, and what helps; both "" where they can."""
+
+    why: str = ""
+    advice: str = ""
+
+
+def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> Unready:
+    """Why these runs decide nothing yet: some have not been trained, or they were looked at too often.
 
     Each plan of an arm with another number of seeds was a look, because the runs of the plan before had been seen by
     then. A plan with fewer seeds than a tuned arm has could decide nothing, so it was none.
@@ -344,21 +353,23 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
     mine = [run for run in runs if arm_of(run) is not None]
     waiting = [run for run in mine if run.status not in (Status.FINISHED, Status.DIVERGED)]
     if waiting:
-        return f"{len(waiting)} of {len(mine)} runs have not finished"
+        return Unready(f"{len(waiting)} of {len(mine)} runs have not finished", FINISH)
     parts = [[run for run in mine if arm_of(run) == name] for name in dict.fromkeys(map(arm_of, mine))]
     plans = [{seeds for seeds in (planned_seeds(run, arm_of) for run in part) if seeds} for part in parts]
     for part, planned in zip(parts, plans, strict=True):
         seeds = len({run.config.get("seed") for run in part})
         if seeds < max(planned, default=0):
-            return f'{seeds} of the {max(planned)} planned seeds of the arm "{arm_of(part[0])}" were run'
+            return Unready(
+                f'{seeds} of the {max(planned)} planned seeds of the arm "{arm_of(part[0])}" were run', FINISH
+            )
     planned = max((each - {*range(SEEDS)} for each in plans), key=len, default=set())
     if len(planned) > looks:
         numbers = ", ".join(map(str, sorted(planned)))
-        return (
-            f"the runs were planned with {numbers} seeds, which makes {len(planned)} looks, and study.looks={looks}: "
-            "set study.looks before the first look in a new study"
+        return Unready(
+            f"the runs were planned with {numbers} seeds, which makes {len(planned)} looks, and study.looks={looks}",
+            f"plan the looks of a new study: `name=NEW study.looks={len(planned)}`",
         )
-    return ""
+    return Unready()
 
 
 def planned_seeds(run: Run, arm_of: ArmOf) -> int | None:

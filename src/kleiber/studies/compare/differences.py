@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from kleiber.inference.contrasts import Cell, Contrast, estimate_family
 from kleiber.studies.claims import Claim, Question, Result, Selection
-from kleiber.studies.compare.arms import START, Arm, measured, rates_to_add, uneven
+from kleiber.studies.compare.arms import START, Arm, Unready, measured, rates_to_add, uneven
 from kleiber.studies.compare.labels import LOSS, axis_label
 from kleiber.studies.decision import QUANTITIES, Estimate, as_row, estimate_around, gaps_by_seed
-from kleiber.studies.statements import FINISH, statement
+from kleiber.studies.statements import statement
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
 
@@ -204,11 +204,11 @@ def between(low: float, high: float, share: float) -> float:
 
 
 def question(
-    claim: Claim, ladders: Ladders, waiting: str, labels: Mapping[str, str] | None = None, plain: str = ""
+    claim: Claim, ladders: Ladders, waiting: Unready, labels: Mapping[str, str] | None = None, plain: str = ""
 ) -> Question:
     """Returns a claim about arms with what their runs say about it.
 
-    waiting  why the runs as a whole decide nothing; "" where they can
+    waiting  why the runs as a whole decide nothing, and what helps
     labels   what people call the arms; None for their names
     plain    name of the arm that verdicts subtract from others
     """
@@ -243,12 +243,12 @@ def question(
     name = "" if arm is None else in_sentence((labels or {}).get(arm.name, arm.name))
     untuned = "" if arm is None else f"{name} is not tuned: {arm.untuned_because}"
     unlike = uneven(arms) if arms else ""
-    problems = [waiting, *(each.why for each in sides), untuned, unlike]
+    problems = [waiting.why, *(each.why for each in sides), untuned, unlike]
     before = any(MOMENT in side for _, side in claim.sides)
     return Question(
         **fields, values=values, problem=next(filter(None, problems), ""), tuned=not untuned, paired=before,
         groups={} if before else groups_of(ladders, claim.measure, arms),
-        advice=FINISH if waiting else rates_to_add(arms) if untuned or unlike else "",
+        advice=waiting.advice or (rates_to_add(arms) if untuned or unlike else ""),
         weights=None if before else weights_of(claim), point=point_of(arms) if claim.measure == tuned_by else "",
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from kleiber.config.errors import Status, listed
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import read_runs
 from kleiber.studies.claims import Claim, Levels, Question, read_claims
-from kleiber.studies.compare.arms import Arm, arm_from_rows, rows_by_budget
+from kleiber.studies.compare.arms import Arm, Unready, arm_from_rows, rows_by_budget
 from kleiber.studies.compare.differences import GROWING, Ladders, arm_named, name_with_keys, question
 from kleiber.studies.compare.measures import Measures
 from kleiber.studies.compare.study import Compare, decide_arms
@@ -253,7 +253,7 @@ def claims_of(table: ForeignTable, options: Options) -> list[Claim]:
 
 def question_of(claim: Claim, ladders: Ladders, table: ForeignTable) -> Question:
     """Returns a claim with what a table says about it; the reason why that is nothing begins with NOT_TESTABLE."""
-    read = question(claim, ladders, "")
+    read = question(claim, ladders, Unready())
     names = [arm_named(side) for _, side in claim.sides]
     seeds = [set(ladders[name][-1].best_values) for name in names if name in ladders]
     worst = [name for name in names if name in ladders and not finite(ladders[name][-1])]
