@@ -57,3 +57,24 @@ def test_a_refused_command_names_our_key(command):
         check(resolve_config(Composer().compose([command]))[0])
     key, _, choice = command.partition("=")
     assert (in_our_words(key, choice) or in_our_words(key)).strip() in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "choice"), [("data.path=x", "data=text"), ("data=text data.path=x data.domain=docs", "data=builtin")]
+)
+def test_a_key_of_another_choice_of_the_group_names_that_choice(command, choice):
+    with pytest.raises(ConfigError, match=choice):
+        check(resolve_config(Composer().compose(command.split()))[0])
+
+
+def test_a_choice_at_the_wrong_place_is_told_its_first_line(tmp_path):
+    group = tmp_path / "model" / "router"
+    group.mkdir(parents=True)
+    (group / "mine.yaml").write_text("_target_: kleiber.nn.routers.TopK\n_partial_: true\n")
+    command = ["model=moe", "model/router=mine"]
+    with pytest.raises(ConfigError, match=r"@package model\.mlp\.router"):
+        check(resolve_config(Composer(config_dir=str(tmp_path)).compose(command))[0])
+    (group / "mine.yaml").write_text(
+        "# @package model.mlp.router\n_target_: kleiber.nn.routers.TopK\n_partial_: true\n"
+    )
+    check(resolve_config(Composer(config_dir=str(tmp_path)).compose(command))[0])

@@ -114,3 +114,10 @@ def test_the_faster_precision_of_the_processor_is_named(monkeypatch, precision, 
     monkeypatch.setattr(banner, "peak_flops", lambda _, of_bf16: bf16 if of_bf16 else 1.0)
     lines = banner.precision_advice(Local(precision=precision))
     assert [advised in line for line in lines] == ([] if advised is None else [True])
+
+
+@pytest.mark.parametrize(("model", "warned"), [("gpt", 1), ("bert", 0)])
+def test_hidden_tokens_of_a_causal_model_are_warned_of(launch, capsys, model, warned):
+    launch(f"model={model}", "objective=mlm", "trainer.max_steps=1", "callbacks.samples=null")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "objective=mlm on a causal model" in line]
+    assert len(lines) == warned

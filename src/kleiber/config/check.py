@@ -28,7 +28,7 @@ from kleiber.config.hydra_keys import HYDRA_KEYS, PARTIAL, check_hydra_keys
 from kleiber.config.stage_checks import adds_weights, check_stage
 from kleiber.config.stages import Budget, Quantity, is_chain, stage_configs
 from kleiber.config.targets import SUPPLIED, argument, class_attribute, signature
-from kleiber.config.words import in_our_words
+from kleiber.config.words import PACKAGE, choices_with, in_our_words, package_of
 from kleiber.types import Config, Count, Natural, Seed
 
 if TYPE_CHECKING:
@@ -284,11 +284,18 @@ def unknown_argument(target: Signature, name: str, value: object, key: str) -> s
     """Returns the error message for an argument that a class does not have, at a key of the config."""
     takes = [argument for argument in target.parameters if argument not in SUPPLIED]
     message = f"{target.name} has no argument {name!r}"
+    group = key.replace(".", "/")
     if isinstance(value, Mapping) and "_target_" in value:
+        if (package := package_of(group)) != key:
+            return f"{message}: a file of conf/{group} must begin with the line `{PACKAGE}{package}`"
         return f"{message}, so the choice of a {name} has no effect: remove it.{did_you_mean(name, takes)}"
     if ours := in_our_words(key):
         return f"{message}.{ours}"
-    return f"{message}.{did_you_mean(name, takes)} Its arguments: {', '.join(takes) or 'none'}"
+    near, others = did_you_mean(name, takes), choices_with(group.rpartition("/")[0], name)
+    if others and not near:
+        group = group.rpartition("/")[0]
+        near = f" It is a key of {', '.join(f'{group}={name}' for name in others)}."
+    return f"{message}.{near} Its arguments: {', '.join(takes) or 'none'}"
 
 
 def _check_value(path: str, parameter: Parameter, value: object) -> None:

@@ -1,4 +1,6 @@
-"""The words of other programs for what keys of kleiber say, from conf/_words.yaml: errors name the key to write."""
+"""What errors about keys name to write: our words for those of other programs, from conf/_words.yaml, and the choice
+that has a key.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,11 @@ from functools import cache
 
 import yaml
 
-from kleiber.config.extensions import conf_dir
+from kleiber.config.extensions import conf_dir, extension_folders
 
 NO_KEY = "none: "
+MISSING = "???"  # the value of a key that must be set
+PACKAGE = "# @package "  # the first line of a choice that does not stand under the key of its group
 
 
 @cache
@@ -32,3 +36,26 @@ def in_our_words(key: str, choice: str = "") -> str:
                 return f" Nothing replaces {name} of {program}: {ours.removeprefix(NO_KEY)}."
             return f" For {name} of {program} write {ours}."
     return ""
+
+
+def choices_with(group: str, key: str) -> list[str]:
+    """Returns the choices of a config group whose files have a key, such as `text` for `path` of `data`.
+
+    Those where the key must be set, if there are any; those of nested folders are left out.
+    """
+    folders = [folder / group for folder in (conf_dir(), *extension_folders())]
+    files = [file for folder in folders for file in sorted(folder.glob("[!_]*.yaml"))]
+    nodes = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    having = {name: node[key] for name, node in nodes.items() if isinstance(node, dict) and key in node}
+    return [name for name, value in having.items() if value == MISSING] or [*having]
+
+
+def package_of(group: str) -> str:
+    """Returns the key of the config under which the choices of a group stand, such as model.mlp.router.
+
+    Some choices of a group set keys beside it as well, and stand one level higher.
+    """
+    files = sorted((conf_dir() / group).glob("[!_]*.yaml"))
+    first = [file.read_text(encoding="utf-8").partition("\n")[0] for file in files]
+    packages = [line.removeprefix(PACKAGE) for line in first if line.startswith(PACKAGE)]
+    return max(packages, key=len, default=group.replace("/", "."))

@@ -30,8 +30,8 @@ class MLM(Objective):
     """
 
     reads_weights = False
-
     has_predictions = True
+    hides_tokens = True
 
     def __init__(
         self, vocabulary: Tokenizer, mask_share: Annotated[float, Gt(0), Lt(1)] = 0.15, seed: Seed = 0

@@ -89,10 +89,11 @@ def reading_rows(stages: Sequence[Stage]) -> list[tuple[str, str]]:
 
 
 def reading_warnings(stages: Sequence[Stage]) -> list[str]:
-    """Returns what may make the results of the stages misleading: shared documents, tables left out, repetition."""
+    """Returns what may mislead in the results of the stages: documents, tables left out, repetition, sides not read."""
     corpora = [stage.plan.corpus for stage in stages]
     of_files = [line for corpus in corpora if isinstance(corpus, TextCorpus) for line in corpus.reading.warnings]
-    return [*of_files, *(line for line in map(repetition_warning, stages) if line is not None)]
+    lines = (warning(stage) for warning in (repetition_warning, one_sided_warning) for stage in stages)
+    return [*of_files, *(line for line in lines if line is not None)]
 
 
 def repetition_warning(stage: Stage) -> str | None:
@@ -110,6 +111,15 @@ def repetition_warning(stage: Stage) -> str | None:
         f"{setting} is {epochs} epochs over the {tokens:,} training tokens of {plan.corpus.name}; repeats beyond "
         f"{MOST_EPOCHS} add little: set {fewer}, or add data"
     )
+
+
+def one_sided_warning(stage: Stage) -> str | None:
+    """Returns a warning where hidden tokens are predicted by a model that reads the tokens before them alone."""
+    objective = stage.plan.objective
+    if not objective.hides_tokens or not stage.plan.model.causal:
+        return None
+    name = type(objective).__name__.lower()
+    return f"objective={name} on a causal model, which reads the left side of a hidden token alone: set model=bert"
 
 
 def describe_steps(stage: Stage) -> str:

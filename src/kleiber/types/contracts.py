@@ -123,6 +123,7 @@ class Objective:
     compares_answers      whether a sample is a pair of answers, so that the scorer has `pairs`
     couples_samples       whether the loss of a sample also depends on other training samples, which DP-SGD forbids
     needs_causal          whether tokens are predicted from those before them, which needs a causal model
+    hides_tokens          whether tokens are predicted from both sides, of which a causal model reads the left one alone
     trains_future         whether the loss has a term for `Output.future`, as `model.future` needs
     reads_prefix          whether the tokens in front of targets are marked for a model with `model.attention.prefix`
     reads_weights         whether the loss weighs target tokens by the weights of the batch
@@ -144,6 +145,7 @@ class Objective:
     compares_answers: ClassVar[bool] = False
     couples_samples: ClassVar[bool] = False
     needs_causal: ClassVar[bool] = False
+    hides_tokens: ClassVar[bool] = False
     trains_future: ClassVar[bool] = False
     reads_prefix: ClassVar[bool] = False
     reads_weights: ClassVar[bool] = True
