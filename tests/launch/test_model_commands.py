@@ -113,3 +113,11 @@ def test_a_stage_of_a_run_is_evaluated_by_its_path(monkeypatch, tmp_path, capsys
     assert main(["eval", str(tmp_path / "8M"), "--evals", "perplexity"]) == 0
     assert evaluated == [tmp_path / "8M"]
     assert main(["eval", str(tmp_path / "nowhere" / "8M"), "--evals", "perplexity"]) == 2
+
+
+@pytest.mark.parametrize("rest", [[], ["--data", "wikitext"]])
+def test_names_of_evaluations_without_a_comma_are_told_the_list_to_write(rest, tmp_path, capsys):
+    fake_run(tmp_path)
+    command = ["eval", str(tmp_path), "--evals", "perplexity", "pairs", *rest]
+    assert main(command) == 2
+    assert "--evals perplexity,pairs" in capsys.readouterr().err

@@ -50,6 +50,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run or a Hugging Face model. The results of a run are also written to RUN/evals."""
     existing(subject)
+    from kleiber.config.compose import list_choices
     from kleiber.runs.evaluate import log_to_wandb, result_lines, run_evaluations
 
     if wandb and not (subject / "config.yaml").is_file():
@@ -59,6 +60,9 @@ def evaluate(
             raise ValueError(f"{option} {value} is only read by --evals harness: add harness, or remove {option}")
     settings = [text for text in overrides or () if text.startswith("evals.")]
     names = [*(data or ()), *(text for text in overrides or () if not text.startswith("evals."))]  # --data A B C
+    misplaced = [name for name in names if name in list_choices("evals") and not Path(name).exists()]
+    if misplaced:
+        raise ValueError(f"{misplaced[0]} is an evaluation: write --evals {','.join([evals, *misplaced])}")
     if names and not data:
         raise ValueError(f"{names[0]} must be evals.NAME.KEY=VALUE, or follow --data as a name or path of data")
     settings += [] if tasks is None else [f"evals.harness.tasks=[{tasks}]"]

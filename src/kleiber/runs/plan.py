@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig
 
-from kleiber.config.stages import Budget, quantity
+from kleiber.config.stages import Budget, has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops, without_weights
+from kleiber.models.hf_config import model_folder
 from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.schedules import Schedule
 from kleiber.runs.equal_ranks import check_equal
 from kleiber.runs.inputs import data_inputs
 from kleiber.runs.open import add_heads, build_objective, open_model
-from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
+from kleiber.runs.start_point import check_same_tokenizer, check_tokenizer_of, distinct_tasks
 from kleiber.training.memory import free_memory_bytes
 from kleiber.training.trainer import Local
 from kleiber.types import Config
@@ -118,6 +119,8 @@ def make_plan(
         check_same_tokenizer(before.corpus, corpus, "stages.chain")
         model = before.model
     else:
+        if has_pretrained_weights(cfg.model):
+            check_tokenizer_of(model_folder(str(cfg.model.path)), corpus, f"model.path={cfg.model.path}")
         model = build_model(cfg, corpus, {}, hardware) if model_of is None else model_of(cfg, corpus, {})
     objective.check(model)
     if cfg.adapter is not None:

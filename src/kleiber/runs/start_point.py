@@ -109,7 +109,7 @@ class HF(StartPoint):
 
         Raises ValueError where the data has another tokenizer than the folder, whose embeddings are of its tokens.
         """
-        self._check_tokenizer(corpus)
+        check_tokenizer_of(Path(self.path).expanduser(), corpus, f"init.path={self.path}")
         if not self.upstream:
             return []
         from kleiber.data.mixture_corpus import MixtureCorpus
@@ -120,19 +120,6 @@ class HF(StartPoint):
         texts = mixture.prepare(config.model.context)
         check_same_tokenizer(corpus, texts, "init.upstream")
         return corpus_tasks(texts, build(DictConfig({"_target_": "kleiber.objectives.CLM"})))
-
-    def _check_tokenizer(self, corpus: Corpus) -> None:
-        folder = Path(self.path).expanduser()
-        if not (folder / "tokenizer.json").is_file():
-            return
-        from kleiber.data.pretrained_tokenizer import load_pretrained
-
-        tokenizer = load_pretrained(str(folder))
-        if vocabulary(tokenizer) != vocabulary(corpus.tokenizer):
-            raise ValueError(
-                f"data.tokenizer: data {corpus.name} has tokenizer {corpus.tokenizer.hash}, but init.path={self.path} "
-                f"has {tokenizer.hash}, and its weights are of those tokens: leave the key out"
-            )
 
 
 def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
@@ -187,6 +174,23 @@ def check_same_tokenizer(corpus: Corpus, other: Corpus, key: str) -> None:
             f"{corpus.tokenizer.hash}; a model must have one tokenizer: set data.tokenizer, or data.data.tokenizer "
             "where data is made of other data. data.tokenizer=bpe trains one on each text; "
             "data.tokenizer=RUN/tokenizer takes that of a run"
+        )
+
+
+def check_tokenizer_of(folder: Path, corpus: Corpus, name: str) -> None:
+    """Raises ValueError where data has another tokenizer than a Hugging Face folder, whose weights are of its tokens.
+
+    name  of the folder, as the config has it
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return
+    from kleiber.data.pretrained_tokenizer import load_pretrained
+
+    tokenizer = load_pretrained(str(folder))
+    if vocabulary(tokenizer) != vocabulary(corpus.tokenizer):
+        raise ValueError(
+            f"data.tokenizer: data {corpus.name} has tokenizer {corpus.tokenizer.hash}, but {name} has "
+            f"{tokenizer.hash}, and its weights are of those tokens: leave the key out"
         )
 
 
