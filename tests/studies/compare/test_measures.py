@@ -6,7 +6,7 @@ from fake_run import fake_run
 from kleiber.data.labelled import METRICS
 from kleiber.objectives import Classify
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare.measures import LOADS, Measures, direction_of, score_of
+from kleiber.studies.compare.measures import LOADS, Measures, direction_of, score_of, with_pattern
 
 MINE = {"value": 2.0, "lo": 1.0, "hi": 3.0, "n": 9, "unit": "steps", "better": "higher", "label": "mine on docs"}
 NEITHER = {**MINE, "better": "none"}
@@ -72,3 +72,13 @@ def test_a_direction_is_that_of_the_record_else_that_of_claims_of_a_single_one(r
         "a claim does not turn a loss around"
     )
     assert direction_of("val/docs/los", (), runs) == "lower", "the table of arms says that no run has it"
+
+
+def test_a_pattern_is_the_one_metric_of_a_run_that_it_matches(runs):
+    rows = runs[1].leaf_rows()
+    assert with_pattern(rows[0], "eval/*/mine")["eval/*/mine"] == 2.0
+    assert with_pattern(rows[0], "eval/*/absent") == rows[0] == with_pattern(rows[0], "val/docs/loss")
+    with pytest.raises(ValueError, match="several metrics of b: eval/own/docs/mine, eval/own/docs/flat"):
+        with_pattern(rows[0], "eval/own/*")
+    score = score_of(runs, "eval/*/mine")
+    assert (score.unit, score.better, score.label) == ("steps", "higher", "mine")

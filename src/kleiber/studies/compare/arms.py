@@ -21,7 +21,7 @@ from kleiber.inference.optimum import Optimum, at_best_rate
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, measured_values, with_readable_latency
 from kleiber.studies.compare.labels import LOSS, arm_from_text
-from kleiber.studies.compare.measures import LOADS, Measures, expert_loads
+from kleiber.studies.compare.measures import LOADS, Measures, expert_loads, with_pattern
 from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
 from kleiber.types import Config, Json, Row
 from kleiber.types.score import Score
@@ -179,7 +179,8 @@ def read_ladders(
     Arms are in the order of `arms_in_order`. Raises ValueError for fewer than `min_arms` arms with the measure, and as
     `refuse_twins`.
     """
-    rows, configs, scores = leaf_rows(runs, arm_of), {run.name: run.config for run in runs}, Measures(runs)
+    rows = [with_pattern(row, measure) for row in leaf_rows(runs, arm_of)]
+    configs, scores = {run.name: run.config for run in runs}, Measures(runs)
     usable = [row for row in rows if diverged(row) or row.get(measure) is not None]
     parts = {name: [row for row in usable if row["arm"] == name] for name in arms_in_order(runs, arm_of)}
     ladders: dict[str, list[Arm]] = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from kleiber.records import catalog
 from kleiber.records.metrics import rows_with
@@ -35,8 +37,27 @@ def expert_loads(logged: Sequence[Row], stage: str | None) -> dict[str, float]:
     return loads
 
 
+def with_pattern(row: Row, measure: str) -> Row:
+    """Returns a row with a measure that is a pattern, such as val/*/accuracy, of the one metric whose name it matches.
+
+    Raises ValueError, which names the run, where several metrics match.
+    """
+    names = fnmatch.filter(row, measure) if "*" in measure else []
+    if len(names) > 1:
+        raise ValueError(f"study.measure={measure} matches several metrics of {row['run']}: {', '.join(names)}")
+    return {**row, measure: row[names[0]]} if names else row
+
+
 def score_of(runs: Iterable[catalog.Run], measure: str) -> Score:
-    """Unit, direction and label of a measure of arms: a column of the table of runs, or one of `expert_loads`."""
+    """Unit, direction and label of a measure of arms: a column of the table of runs, or one of `expert_loads`.
+
+    Of a pattern, those of the first metric whose name it matches, with the last part of the pattern as label.
+    """
+    if "*" in measure:
+        runs = [*runs]
+        names = (name for run in runs for name in fnmatch.filter(run.metrics, measure))
+        score = catalog.score_of(runs, next(names, measure))
+        return replace(score, label=measure.rpartition("/")[2])
     metric = LOADS.get(measure)
     if metric is None:
         return catalog.score_of(runs, measure)

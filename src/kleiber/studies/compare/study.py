@@ -75,7 +75,8 @@ class Compare(ClaimStudy):
     """Compares arms that the design `arms` trained, and decides claims about them.
 
     arm      of a cell: set by the design
-    measure  column of the table of runs, such as loss or val/sst2/accuracy, by which arms are tuned and compared
+    measure  column of the table of runs, such as loss or val/sst2/accuracy, by which arms are tuned and compared; or a
+             pattern that one column of each arm matches, such as val/*/accuracy where arms learn different tasks
     equal    what is held equal: tokens, flops, seconds (of training), params or memory (of inference)
     claims   see `kleiber.studies.claims.Claim`; `arm: a, against: b` is short for `of: {arm: a}, against: {arm: b}`,
              and `against: {moment: start}` is the arm before its last stage. Measure and equal are those of the study
