@@ -78,7 +78,7 @@ def test_the_title_of_a_vertical_axis_is_no_longer_than_its_panel():
     drawn = in_rows([alt.layer(panel).properties(height=150), panel.properties(height=400)], "T").to_dict()
     cut, whole = drawn["concat"][0]["layer"][0]["encoding"]["y"]["title"], drawn["concat"][1]["encoding"]["y"]["title"]
     assert whole == title and " ".join(cut) == title.replace("\N{EM SPACE}", " ") and cut[-1] == "← better"
-    assert max(map(len, cut)) * 5.4 <= 150
+    assert max(map(len, cut)) * 4.9 <= 150
 
 
 @pytest.mark.parametrize(("number", "text"), [(20_000, "20k"), (1e12, "10¹²"), (5e12, "5·10¹²"), (9.99e14, "10¹⁵")])
@@ -129,14 +129,14 @@ def test_colors_are_distinct_and_in_order():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("half", "marks"), [(0.1, ["line", "rule", "point", "text", "text"]), (np.nan, ["line", "point", "text", "text"])]
-)
+@pytest.mark.parametrize(("half", "marks"), [(0.1, ["line", "rule", "point"]), (np.nan, ["line", "point"])])
 def test_a_line_chart_has_intervals_only_where_there_are_seeds(half, marks):
     means = pd.DataFrame({"D": [1e6, 2e6], "arm": "a", "mean": [3.0, 2.5], "half": half, "seeds": 2})
     means = means.assign(lo=means["mean"] - half, hi=means["mean"] + half)
     chart = line_chart(means, "D", "tokens", "arm", "Loss vs tokens").to_dict()
     assert [layer["mark"]["type"] for layer in chart["layer"]] == marks and chart["title"] == "Loss vs tokens"
+    two = line_chart(pd.concat([means, means.assign(arm="b")]), "D", "tokens", "arm", "Loss vs tokens").to_dict()
+    assert [layer["mark"]["type"] for layer in two["layer"]] == [*marks, "text", "text"], "one line needs no name"
 
 
 def test_lines_that_end_at_different_places_are_named_in_a_legend():

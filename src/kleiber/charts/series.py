@@ -48,7 +48,7 @@ class Marks:
     points   area of the points; 0: none
     opacity  of the points
     hollow   a column: points of rows in which it is true are hollow
-    name     a column whose texts stand to the right of the points
+    name     a column whose texts stand to the right of the points, or to the left in rows whose column left is true
     color    the encoding, or one color; None: that of the figure
     detail   a column that separates lines of one color
     tips     columns of the tooltip, or their encodings
@@ -101,7 +101,10 @@ class Marks:
         if not self.name:
             return []
         base = alt.Chart(self.rows).encode(x=x, y=over(y, self.value), text=f"{self.name}:N")
-        return halo_text(base, self.hue(color))
+        if "left" not in self.rows:
+            return halo_text(base, self.hue(color))
+        sides = [base.transform_filter(where) for where in ("!datum.left", "datum.left")]
+        return [*halo_text(sides[0], self.hue(color)), *halo_text(sides[1], self.hue(color), left=True)]
 
     def hue(self, color: Chart) -> Chart:
         """Returns the encoding of the color, that of the figure where the table has none."""
@@ -142,9 +145,9 @@ def draw(tables: Sequence[Marks], x: Chart, y: Chart, color: Chart = None, behin
     return alt.layer(*behind, *(layer for marks in tables for layer in marks.layers(x, y, color)), *names)
 
 
-def halo_text(base: Chart, color: Chart) -> list[Chart]:
-    """Returns texts to the right of their places, over a white halo that hides the lines below them."""
-    style = {"align": "left", "dx": 9, "fontSize": 11}
+def halo_text(base: Chart, color: Chart, left: bool = False) -> list[Chart]:
+    """Returns texts to the right of their places, or to the left, over a white halo that hides the lines below them."""
+    style = {"align": "right" if left else "left", "dx": -9 if left else 9, "fontSize": 11}
     halo = base.mark_text(**style, stroke="white", strokeWidth=4, strokeJoin="round").encode(color=alt.value("white"))
     text = base.mark_text(**style)
     return [halo, text if color is None else text.encode(color=color)]
@@ -269,7 +272,8 @@ def line_chart(
 ) -> Chart:  # fmt: skip
     """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
 
-    Lines that end at different places are named in a legend, since their names would lie across other lines.
+    Lines that end at different places are named in a legend, since their names would lie across other lines. One line
+    alone has no name, which is for the heading.
 
     means    a row for each point: x, the column `kind`, mean, lo, hi, half (of the interval; nan without) and seeds
     x, title column and title of the horizontal axis, which is logarithmic
@@ -281,7 +285,7 @@ def line_chart(
     shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
     kinds = list(dict.fromkeys(shown["kind"]))
     ends = shown.loc[shown.groupby("kind")[x].idxmax()]
-    named = len(set(ends[x])) == 1
+    named = len(set(ends[x])) == 1 and len(kinds) > 1
     across = log_axis(x, title, shown[x], every=every, room=1.8 if named else 1.15)
     bounds = shown[["value", "lo", "hi"]].to_numpy(dtype=float)
 
@@ -289,7 +293,7 @@ def line_chart(
         return log_axis(name, value, bounds[np.isfinite(bounds)], kind=alt.Y) if log else loss_axis(name, value, False)
 
     y, low = axis("value"), axis("lo")
-    color = kind_color(kinds, legend=None if named else alt.Legend())
+    color = kind_color(kinds, legend=None if named or not kinds[1:] else alt.Legend())
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
     base = alt.Chart(shown).encode(x=across, color=color)
     layers = [base.mark_line(strokeWidth=1.6).encode(y=y)]

@@ -45,7 +45,7 @@ LEGEND, SYMBOL, LETTER = 500, 36, 5  # widths: of a legend, a symbol with its ma
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
 SAME = 0.02  # values that differ by less have one tick
 UNLIKE = {"⁰", "⁻"}  # letters that Liberation Sans lacks
-TALL = 5.4  # mean height of a letter of the title of a vertical axis
+TALL = 4.9  # mean height of a letter of the title of a vertical axis
 # The widths of labels are those of Arial, which Liberation Sans has too.
 FONTS = 'font-family="Arial, Liberation Sans, Helvetica, sans-serif"'
 # What a screen reader would read out of an SVG; one that is shown as a picture has the text of its page.
@@ -89,7 +89,7 @@ def tick_labels(ticks: Sequence[float]) -> dict[str, Chart]:
     if any(set(text) & UNLIKE for text in texts):  # such a label would be set in another font than those beside it
         texts = [f"{tick:.2g}".replace("e+", "e").replace("e-0", "e-") for tick in ticks]
     cases = [f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{text}' : " for tick, text in zip(ticks, texts, strict=True)]
-    return {"values": [*ticks], "labelExpr": "".join(cases) + "''", "labelOverlap": "greedy", "labelSeparation": 4}
+    return {"values": [*ticks], "labelExpr": "".join(cases) + "''", "labelOverlap": "greedy", "labelSeparation": 1}
 
 
 def count_axis(name: str, title: str, data: ArrayLike) -> Chart:
