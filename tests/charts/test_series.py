@@ -10,7 +10,7 @@ from chart_marks import marks
 pytest.importorskip("altair")
 import altair as alt
 
-from kleiber.charts.series import Marks, arm_color, end_names, lines, seed_lines, separate_labels
+from kleiber.charts.series import Marks, arm_color, end_names, lines, seed_lines, separate_labels, set_apart
 from kleiber.charts.theme import WIDTH
 
 
@@ -107,3 +107,9 @@ def test_a_name_has_a_white_halo_and_is_in_front_of_all_tables():
     assert [layer["mark"]["type"] for layer in layers] == ["rule", "line", "text", "text"]
     halo, text = (layer["mark"] for layer in layers[-2:])
     assert (halo["stroke"], text.get("stroke")) == ("white", None) and halo["dx"] == text["dx"]
+
+
+def test_points_of_several_series_at_one_place_are_set_apart_around_it():
+    rows = pd.DataFrame({"at": 100.0, "series": ["a", "b", "c"]})
+    assert set_apart(rows, "at", "series", ["a", "b", "c"], 1.1)["at"].tolist() == pytest.approx([100 / 1.1, 100, 110])
+    assert set_apart(rows[:1], "at", "series", ["a"], 1.1)["at"].tolist() == [100]

@@ -172,6 +172,12 @@ def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:
     return moved
 
 
+def set_apart(rows: pd.DataFrame, place: str, column: str, order: Sequence[str], factor: float) -> pd.DataFrame:
+    """Returns rows whose places differ by a factor from one series to the next, so that none hides another."""
+    steps = rows[column].map({name: at - (len(order) - 1) / 2 for at, name in enumerate(order)}).astype(float)
+    return rows.assign(**{place: rows[place] * factor**steps})
+
+
 def scale_over(tables: Sequence[Marks], log: bool = False, reference: float | None = None) -> alt.Scale:
     """Returns a vertical scale that has all values and intervals of the tables."""
     columns = [marks.rows[name] for marks in tables for name in {marks.value, *marks.ends} if name in marks.rows]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from kleiber.studies.fitted_law import fit
-from kleiber.studies.laws.optimum_figures import figures, set_apart
+from kleiber.studies.laws.optimum_figures import figures
 from tests.studies.laws.sweeps import ROLES, planted_rate, sweep
 
 
@@ -34,9 +34,3 @@ def test_figures_show_the_groups_and_the_law():
     np.testing.assert_allclose(line["value"], exact, rtol=1e-3)
     assert list(figures(law.record, law.form, None)) == ["lr-N", "lr-D", "batch-D"]
     assert law.plot().to_dict() == charts["loss-lr"]().to_dict()
-
-
-def test_points_of_several_series_at_one_place_are_set_apart_around_it():
-    rows = pd.DataFrame({"at": 100.0, "series": ["a", "b", "c"]})
-    assert set_apart(rows, "at", "series", ["a", "b", "c"], 1.1)["at"].tolist() == pytest.approx([100 / 1.1, 100, 110])
-    assert set_apart(rows[:1], "at", "series", ["a"], 1.1)["at"].tolist() == [100]

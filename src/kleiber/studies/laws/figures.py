@@ -12,7 +12,7 @@ import pandas as pd
 
 from kleiber.charts.intervals import estimates
 from kleiber.charts.scatter import scatter
-from kleiber.charts.series import Marks, end_names, lines
+from kleiber.charts.series import Marks, end_names, lines, set_apart
 from kleiber.charts.theme import (
     Chart,
     count_tip,
@@ -200,6 +200,8 @@ def allocation(record: Row) -> Chart:
     subtitle = f"line and band: the fitted law (C = 6 N D) with its {percent(record['level'])} interval"
     subtitle += "; dashed: beyond the largest run" * bool(rows["beyond"].any())
     subtitle += f"; bars: {percent(record['level'])} intervals" * bool(marks["lo"].notna().any())
+    on_envelope = marks.loc[marks["approach"] == APPROACHES["1"], "N"]
+    subtitle += "; the envelope has trained sizes only" * bool(on_envelope.duplicated().any())
     drawn = [table for table in tables if len(table.rows)]
     return lines(drawn, x, y, "Compute-optimal model size vs training compute", subtitle=subtitle)
 
@@ -245,8 +247,10 @@ def backtests(record: Row) -> Chart:
         )  # fmt: skip
     shape = alt.Shape("who:N", title=None, scale=alt.Scale(domain=who))
     tips = ["who:N", count_tip("cut"), alt.Tooltip("error:Q", format=".2f")]
-    table = Marks(rows=rows, value="error", line=1.6, style={"opacity": 0.4}, points=80, shape=shape, tips=tips)
-    x = log_axis("cut", f"{cut} at the cut{unit and f' ({unit.strip()})'}", rows["cut"])
+    apart = (tests[-1]["cut"] / tests[0]["cut"]) ** 0.02
+    rows = set_apart(rows.assign(at=rows["cut"]), "at", "who", who, apart)
+    table = Marks(rows=rows, value="error", line=1.6, style={"opacity": 0.4}, points=70, shape=shape, tips=tips)
+    x = log_axis("at", f"{cut} at the cut{unit and f' ({unit.strip()})'}", rows["cut"])
     scale = alt.Scale(domain=[0, 1.1 * rows["error"].max()], nice=False)
     y = alt.Y("error:Q", title=pointed("mean absolute error (%)", better), scale=scale, axis=alt.Axis(tickCount=6))
     subtitle, color = "fitted to the runs below each cut, tested on those above", kind_color(who, "who", alt.Legend())

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.series import Marks, lines
+from kleiber.charts.series import Marks, lines, set_apart
 from kleiber.charts.theme import (
     Chart,
     count_tip,
@@ -161,12 +161,6 @@ def optima(record: Row, form: HyperparameterLaw, axis: str, along: str) -> Chart
     what = f"line{'s' * bool(others)} and band{'s' * bool(others)}: the law with its {percents} interval"
     subtitle = f"{what}; dashed: extrapolated; bars: {percents} intervals"
     return lines(tables, x, y, f"Optimal {_bare(axis)} vs {INPUTS[along]}", color=color, subtitle=subtitle)
-
-
-def set_apart(rows: pd.DataFrame, place: str, column: str, order: Sequence[str], factor: float) -> pd.DataFrame:
-    """Returns rows whose places differ by a factor from one series to the next, so that none hides another."""
-    steps = rows[column].map({name: at - (len(order) - 1) / 2 for at, name in enumerate(order)}).astype(float)
-    return rows.assign(**{place: rows[place] * factor**steps})
 
 
 def _curve(
