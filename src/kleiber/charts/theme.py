@@ -89,7 +89,8 @@ def tick_labels(ticks: Sequence[float]) -> dict[str, Chart]:
     if any(set(text) & UNLIKE for text in texts):  # such a label would be set in another font than those beside it
         texts = [f"{tick:.2g}".replace("e+", "e").replace("e-0", "e-") for tick in ticks]
     cases = [f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{text}' : " for tick, text in zip(ticks, texts, strict=True)]
-    return {"values": [*ticks], "labelExpr": "".join(cases) + "''", "labelOverlap": "greedy", "labelSeparation": 1}
+    size = {"labelFontSize": 10} if len(ticks) > 5 and max(map(len, texts)) > 5 else {}  # many long labels
+    return {"values": [*ticks], "labelExpr": "".join(cases) + "''", "labelOverlap": "greedy", **size}
 
 
 def count_axis(name: str, title: str, data: ArrayLike) -> Chart:

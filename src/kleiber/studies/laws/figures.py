@@ -33,6 +33,7 @@ from kleiber.types import Row
 APPROACHES = {"1": "envelope of training curves", "2": "minima of IsoFLOP curves", "3": "fitted law"}
 BEYOND = 4.0  # the frontier is drawn up to this multiple of the largest run's compute
 ROOM = 1.4  # the curve of a size goes on by this factor on both sides of its runs
+TO_NAMES = 1.15  # a curve goes on by this factor to its name, which so is not taken for that of a point
 WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
 SHOWN = 2.0  # a profile is drawn up to this multiple of its threshold
 TIP = ["run:N", "stage:N", "seed:O", "size:N", alt.Tooltip("loss:Q", format=".4f")]
@@ -57,7 +58,7 @@ def with_sizes(rows: pd.DataFrame, record: Row) -> pd.DataFrame:
 def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """Validation loss vs training tokens, with the law's curve for each model size; hollow points were not fitted."""
     shown = with_sizes(rows, record)
-    tokens = np.geomspace(rows["D"].min(), rows["D"].max(), 60)
+    tokens = np.geomspace(rows["D"].min(), TO_NAMES * rows["D"].max(), 60)
     grid = pd.DataFrame([{"N": n, "D": D} for n in sorted(rows["N"].unique()) for D in tokens])
     curves = with_sizes(grid, record).assign(loss=curve(law, record, N=grid["N"].to_numpy(), D=grid["D"].to_numpy()))
     tables = [
@@ -65,7 +66,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         Marks(rows=shown, value="loss", points=42, hollow="early", tips=[*TIP, count_tip("D")]),
         end_names(curves, "size", "D", "loss"),
     ]
-    x = log_axis("D", "training tokens D", np.array(rows["D"]), room=1.5)
+    x = log_axis("D", "training tokens D", np.array(rows["D"]), room=1.8)
     note = "points: runs; lines: the fitted law; numbers at the lines: parameters N"
     note += "; hollow points and dashed lines: too few tokens, not fitted" * bool(shown["early"].to_numpy().any())
     color, heading = size_color(list(dict.fromkeys(curves["size"]))), "Validation loss vs training tokens"
@@ -148,7 +149,7 @@ def misfit_text(record: Row) -> str:
     ends = [f"{row['slope']:+.2%} ({format_count(row['N'])})".replace("-", "\N{MINUS SIGN}") for row in sizes]
     p_value = min(stratum["p_value"] for stratum in misfit["strata"])
     p_text = f"{p_value:.2g}" if p_value >= 1e-3 else f"{p_value:.0e}".replace("e-0", "e-")
-    return f"beyond seed noise (p = {p_text}): {ends[0]}, {ends[1]} per doubling of tokens"
+    return f"misfit beyond seed noise (p = {p_text}): {ends[0]}, {ends[1]} per doubling of D"
 
 
 def exponents(record: Row) -> Chart:
