@@ -57,7 +57,7 @@ def test_a_size_has_one_curve_that_follows_a_power_law_through_noise():
     curves = smooth(noisy_curves())
     for N, level, slope in ((1.0, 3.0, 0.1), (8.0, 5.0, 0.25)):
         of_size = curves[curves["N"] == N]
-        assert of_size["C"].is_unique and of_size["C"].min() == pytest.approx(N, rel=0.05)
+        assert of_size["C"].is_unique and of_size["C"].min() == pytest.approx(6 * N, rel=0.05), "from the sixth step"
         np.testing.assert_allclose(of_size["loss"], level * of_size["C"] ** -slope, rtol=0.1)
 
 
@@ -67,7 +67,7 @@ def test_the_envelope_never_rises_and_no_curve_dips_below_it():
     assert (np.diff(low["loss"]) <= 0).all() and low["C"].is_monotonic_increasing
     for _, of_size in curves.groupby("N"):
         assert (of_size["loss"].to_numpy() >= np.interp(of_size["C"], low["C"], low["loss"]) - 1e-12).all()
-    for budget in np.geomspace(2, 700, 20):
+    for budget in np.geomspace(7, 700, 20):
         assert low[low["C"] <= budget]["loss"].iloc[-1] == curves[curves["C"] <= budget]["loss"].min()
 
 

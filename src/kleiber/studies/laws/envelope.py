@@ -21,7 +21,7 @@ from kleiber.types import Json
 FEWEST = 10  # logged steps of a curve
 GRID = 200  # places over compute of smoothed curves
 KERNEL = 0.4  # standard deviation of the kernel that smooths a curve, in natural logarithms of compute
-NEAREST = 6  # steps within the standard deviation of the kernel, which is as wide as that needs
+FIRST = 6  # logged step at which a smoothed curve begins: from there on, the kernel has several steps
 
 
 def training_curves(runs: Sequence[Run], size: str) -> pd.DataFrame:
@@ -55,7 +55,7 @@ def smooth(curves: pd.DataFrame) -> pd.DataFrame:
     grid = np.geomspace(curves["C"].min(), curves["C"].max(), GRID)
     parts = []
     for N, of_size in curves.groupby("N", sort=True):
-        within = grid[(grid >= 0.999 * of_size["C"].min()) & (grid <= 1.001 * of_size["C"].max())]
+        within = grid[(grid >= np.unique(of_size["C"])[FIRST - 1]) & (grid <= 1.001 * of_size["C"].max())]
         x, y = np.log(of_size["C"].to_numpy()), np.log(of_size["loss"].to_numpy())
         parts.append(pd.DataFrame({"N": N, "C": within, "loss": np.exp(local_lines(x, y, np.log(within)))}))
     return pd.concat(parts, ignore_index=True)
@@ -64,8 +64,7 @@ def smooth(curves: pd.DataFrame) -> pd.DataFrame:
 def local_lines(x: Array, y: Array, at: Array) -> Array:
     """Returns, at each place, the value of the line through the points that are weighted by their distance to it."""
     distance = x[None] - at[:, None]
-    nearest = np.sort(np.abs(distance), axis=1)[:, min(NEAREST, len(x)) - 1]
-    weights = np.exp(-0.5 * (distance / np.maximum(KERNEL, nearest)[:, None]) ** 2)
+    weights = np.exp(-0.5 * (distance / KERNEL) ** 2)
     weights /= weights.sum(1, keepdims=True)
     center, level = (weights * distance).sum(1), weights @ y
     spread = np.maximum((weights * distance**2).sum(1) - center**2, 1e-12)
@@ -93,7 +92,7 @@ def envelope(curves: pd.DataFrame) -> Chart:
         loss_axis(title="training loss (nats per token)", losses=shown["loss"]),
     )
     note = (
-        "lines: all runs of a size, smoothed, without cooldowns; wide gray line: the lowest loss of any size with at "
+        "lines: all runs of a size, smoothed, without first steps and cooldowns; wide gray line: the lowest loss of any size with at "
         "most this compute"
     )
     return lines(tables, x, y, "Training curves and their envelope", color=color, subtitle=note)
