@@ -91,8 +91,6 @@ def envelope(curves: pd.DataFrame) -> Chart:
         log_axis("C", "training compute 6 N D (FLOPs)", shown["C"]),
         loss_axis(title="training loss (nats per token)", losses=shown["loss"]),
     )
-    note = (
-        "lines: all runs of a size, smoothed, without first steps and cooldowns; wide gray line: the lowest loss of any size with at "
-        "most this compute"
-    )
+    note = "lines: all runs of a size, smoothed, without first steps and cooldowns; "
+    note += "wide gray line: the lowest loss of any size with at most this compute"
     return lines(tables, x, y, "Training curves and their envelope", color=color, subtitle=note)
