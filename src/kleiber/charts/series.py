@@ -172,7 +172,7 @@ def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:
     return moved
 
 
-def set_apart(rows: pd.DataFrame, place: str, column: str, order: Sequence[str], factor: float) -> pd.DataFrame:
+def set_apart(rows: Rows, place: str, column: str, order: Sequence[str], factor: float) -> pd.DataFrame:
     """Returns rows whose places differ by a factor from one series to the next, so that none hides another."""
     steps = rows[column].map({name: at - (len(order) - 1) / 2 for at, name in enumerate(order)}).astype(float)
     return rows.assign(**{place: rows[place] * factor**steps})

@@ -105,7 +105,7 @@ def values_axis(name: str, title: str, values: Rows, style: str = "") -> alt.X:
     """Returns a logarithmic axis with a tick at every value that occurs, written in the format `style`, if any."""
     ticks = sorted(set(map(float, values)))
     scale = alt.Scale(type="log", domain=[ticks[0] / 1.2, ticks[-1] * 1.2], nice=False)
-    labels = tick_labels(ticks)
+    labels: dict[str, Chart] = tick_labels(ticks)
     if style:
         labels = {name: value for name, value in labels.items() if name != "labelExpr"} | {"format": style}
     return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(grid=False, **labels))
@@ -362,8 +362,8 @@ def fit_titles(chart: Chart, height: float) -> None:
     height = own if isinstance(own, (int, float)) else height
     for part in (part for name in ("layer", "concat") for part in getattr(chart, name, ())):
         fit_titles(part, height)
-    axis = getattr(getattr(chart, "encoding", None), "y", None)
-    title = axis["title"] if isinstance(axis, alt.Y) else None
+    axis: Chart = getattr(getattr(chart, "encoding", None), "y", None)
+    title = axis["title"] if isinstance(axis, alt.Y) else ""
     if isinstance(title, str) and TALL * len(title) > height:
         axis["title"] = [
             line for part in title.split("\N{EM SPACE}") for line in textwrap.wrap(part, max(12, int(height / TALL)))

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.series import Marks, lines
-from kleiber.charts.theme import Chart, format_count, log_axis, loss_axis, size_color
+from kleiber.charts.theme import Chart, Rows, format_count, log_axis, loss_axis, size_color
 from kleiber.records.catalog import Run
 from kleiber.studies.laws.law import Array
 from kleiber.types import Json
@@ -74,7 +74,7 @@ def local_lines(x: Array, y: Array, at: Array) -> Array:
 
 def lowest(curves: pd.DataFrame) -> pd.DataFrame:
     """Returns the lowest loss of all smoothed curves up to each compute: columns C, loss."""
-    low = curves.groupby("C", as_index=False)["loss"].min()
+    low: Rows = curves.groupby("C", as_index=False)["loss"].min()
     return low.assign(loss=low["loss"].cummin())
 
 

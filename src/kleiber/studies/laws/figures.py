@@ -15,6 +15,7 @@ from kleiber.charts.scatter import scatter
 from kleiber.charts.series import Marks, end_names, lines, set_apart
 from kleiber.charts.theme import (
     Chart,
+    Rows,
     count_tip,
     format_count,
     kind_color,
@@ -80,7 +81,8 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """
     shown = with_sizes(rows.assign(C=6 * rows["N"] * rows["D"]), record)  # the convention of the allocation
     shown = pd.DataFrame(shown[~shown["early"]])
-    least, most = float(shown["C"].min()), float(shown["C"].max())
+    compute: Rows = shown["C"]
+    least, most = float(compute.min()), float(compute.max())
     budgets = np.unique([*np.geomspace(least, most, 40), *np.geomspace(most, BEYOND * most, 20)])
     best = optimum(law, record, budgets).assign(beyond=budgets > 1.001 * most)
     tips, curves = [*TIP, count_tip("C", "6 N D")], size_curves(shown, law, record)
@@ -220,8 +222,8 @@ def approach_marks(names: list[str], column: str = "approach", legend: bool = Tr
     order = [APPROACHES[number] for number in "312"]
     shapes = [("circle", "square", "triangle-up")[order.index(name)] for name in names]
     scale = alt.Scale(domain=list(names), range=shapes)
-    key = {} if legend else {"legend": None}
-    shape = alt.Shape(f"{column}:N", title=None, sort=list(names), scale=scale, **key)
+    key = alt.Undefined if legend else None
+    shape = alt.Shape(f"{column}:N", title=None, sort=list(names), scale=scale, legend=key)
     return kind_color(names, column, alt.Legend() if legend else None, order), shape
 
 
@@ -229,7 +231,7 @@ def backtests(record: Row) -> Chart:
     """Error of the law and the naive predictors above each cut in compute, or in size."""
     tests = sorted(record["backtests"], key=lambda test: test["cut"])
     cut, unit = {"C": ("training compute", " FLOPs"), "N": ("parameters N", "")}[tests[0]["along"]]
-    rows = pd.DataFrame([
+    rows: Rows = pd.DataFrame([
         {"cut": test["cut"], "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
         for test in tests
         for who, error in {"fitted law": test["mare"], **test["naive"]}.items()

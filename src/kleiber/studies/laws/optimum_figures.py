@@ -12,6 +12,7 @@ import pandas as pd
 from kleiber.charts.series import Marks, lines, set_apart
 from kleiber.charts.theme import (
     Chart,
+    Rows,
     count_tip,
     format_count,
     log_axis,
@@ -53,7 +54,7 @@ def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Char
     """Excess loss vs one hyperparameter, each of its values with the best values of the others: a panel for each size,
     a line for each number of tokens."""
     groups, others = sorted(record["optima"], key=lambda row: row["N"]), [other for other in form.axes if other != axis]
-    swept = pd.concat([_sweep(row, rows, axis, others) for row in groups], ignore_index=True)
+    swept: Rows = pd.concat([_sweep(row, rows, axis, others) for row in groups], ignore_index=True)
     tokens = list(dict.fromkeys(round_count(number) for number in sorted({row["D"] for row in groups})))
     top = min(float(SHOWN[axis]), 1.1 * float(swept["excess"].max()))
     optimal = [row for row in groups if row[axis] is not None]
@@ -135,7 +136,9 @@ def optima(record: Row, form: HyperparameterLaw, axis: str, along: str) -> Chart
     others = [name for name in POWERS[axis][1] if name != along]
     by = others[0] if others else next(name for name in "ND" if name != along)
     series = [format_count(number) if by == "N" else round_count(number) for number in inputs[by]]
-    marks = pd.DataFrame({"at": inputs[along], "N": kept["N"], "D": kept["D"], "value": kept[axis], "series": series})
+    marks: Rows = pd.DataFrame(
+        {"at": inputs[along], "N": kept["N"], "D": kept["D"], "value": kept[axis], "series": series}
+    )
     marks = marks.assign(lo=kept[f"{axis}_lo"], hi=kept[f"{axis}_hi"], by=inputs[by]).sort_values("by", kind="stable")
     order = list(dict.fromkeys(marks["series"]))
     values, draws = fitted_values(record), np.array(record["draws"]).reshape(-1, len(form.params))
