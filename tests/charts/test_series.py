@@ -10,7 +10,7 @@ from chart_marks import marks
 pytest.importorskip("altair")
 import altair as alt
 
-from kleiber.charts.series import Marks, arm_color, end_names, lines, seed_lines
+from kleiber.charts.series import Marks, arm_color, end_names, lines, seed_lines, separate_labels, set_apart
 from kleiber.charts.theme import WIDTH
 
 
@@ -91,3 +91,25 @@ def test_one_panel_alone_is_a_figure_of_full_width_and_its_name_is_in_the_subtit
     rows = pd.DataFrame({"x": [1.0, 2.0], "value": [3.0, 2.0], "panel": "muP"})
     chart = lines([Marks(rows=rows, line=1)], alt.X("x:Q"), alt.Y("value:Q"), "Loss", panel="panel").to_dict()
     assert "concat" not in chart and chart["title"]["subtitle"] == "muP" and chart["width"] == WIDTH
+
+
+def test_names_beside_lines_are_separated_and_move_as_little_as_possible():
+    values = np.array([4.16, 2.0, 4.159, 4.158])
+    moved = separate_labels(values, 0.1)
+    assert np.diff(np.sort(moved)).min() >= 0.1 - 1e-12 and np.argsort(moved).tolist() == [1, 3, 2, 0]
+    assert moved[1] == 2.0, "a label with enough room does not move"
+    assert abs((moved - values).sum()) < 1e-9, "others move up and down alike"
+
+
+def test_a_name_has_a_white_halo_and_is_in_front_of_all_tables():
+    named = Marks(rows=LAW.assign(size="a"), name="size")
+    layers = lines([named, Marks(rows=LAW, line=1.0)], X, Y, "Loss vs x", reference=2.0).to_dict()["layer"]
+    assert [layer["mark"]["type"] for layer in layers] == ["rule", "line", "text", "text"]
+    halo, text = (layer["mark"] for layer in layers[-2:])
+    assert (halo["stroke"], text.get("stroke")) == ("white", None) and halo["dx"] == text["dx"]
+
+
+def test_points_of_several_series_at_one_place_are_set_apart_around_it():
+    rows = pd.DataFrame({"at": 100.0, "series": ["a", "b", "c"]})
+    assert set_apart(rows, "at", "series", ["a", "b", "c"], 1.1)["at"].tolist() == pytest.approx([100 / 1.1, 100, 110])
+    assert set_apart(rows[:1], "at", "series", ["a"], 1.1)["at"].tolist() == [100]

@@ -20,6 +20,9 @@ def test_every_trial_and_finalist_is_drawn(tmp_path):
     assert "after 100,000 tokens" in str(charts["tuning_curve"]["title"]["subtitle"])
     drawn = [pd.DataFrame(rows) for rows in charts["keys"]["datasets"].values()]
     assert len(drawn) == 3 and all(len(rows) == 8 for rows in drawn)
+    for rows in drawn:
+        above = rows["kind"] == "above the axis"
+        assert above.any() and rows[above]["value"].min() > rows[~above]["value"].max(), "triangles hide no trial"
     (means,) = [rows for rows in charts["finalists"]["datasets"].values() if "other" in rows[0]]
     assert {row["name"] for row in means} == {row["trial"] for row in found.tables["Finalists on held-out seeds"]}
 

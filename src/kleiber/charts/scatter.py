@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.series import Marks, draw
+from kleiber.charts.series import Marks, draw, separate_labels
 from kleiber.charts.theme import HEIGHT, Chart, Rows, reference_line, with_title
 
 NEAR = 0.045  # share of the height by which names side by side are moved apart
+BESIDE, RIGHT = 0.1, 0.6  # shares of the width: between points with names side by side, and where the right begins
 
 
 def scatter(
@@ -39,12 +40,15 @@ def scatter(
 
 
 def point_names(places: Rows, name: str, x: str, y: str) -> Marks:
-    """Returns the name of each point to its right; names that would overlap are moved up."""
-    places = places.sort_values(y).reset_index(drop=True)
-    xs, ys = np.array(places[x], dtype=float), np.array(places[y], dtype=float)
-    room, wide = NEAR * max(float(np.ptp(ys)), 1e-12), 0.25 * np.ptp(xs)
-    heights: list[float] = []
-    for at, value in zip(xs, ys, strict=True):
-        beside = [height + room for height, other in zip(heights, xs, strict=False) if abs(other - at) <= wide]
-        heights.append(max([value, *beside]))
-    return Marks(rows=places.assign(at=heights), value="at", name=name)
+    """Returns the name of each point beside it, to the left of those on the right, where the panel ends.
+
+    Names on one side of points that are near each other are moved apart.
+    """
+    places = places.sort_values(x, kind="stable").reset_index(drop=True)
+    xs, ys = places[x].to_numpy(dtype=float), places[y].to_numpy(dtype=float)
+    along = (xs - xs.min()) / max(float(np.ptp(xs)), 1e-12)
+    left, heights = (along > RIGHT) & (along.max() > 0), ys.copy()
+    groups = np.cumsum(np.append(True, (np.diff(along) > BESIDE) | np.diff(left)))
+    for group in np.unique(groups):
+        heights[groups == group] = separate_labels(ys[groups == group], NEAR * max(float(np.ptp(ys)), 1e-12))
+    return Marks(rows=places.assign(at=heights, left=left), value="at", name=name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import altair as alt
 import numpy as np
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
 from kleiber.charts.theme import (
     HEIGHT,
@@ -24,7 +25,6 @@ from kleiber.charts.theme import (
     loss_axis,
     over,
     reference_line,
-    separate_labels,
     span,
     with_title,
 )
@@ -48,7 +48,7 @@ class Marks:
     points   area of the points; 0: none
     opacity  of the points
     hollow   a column: points of rows in which it is true are hollow
-    name     a column whose texts stand to the right of the points
+    name     a column whose texts stand to the right of the points, or to the left in rows whose column left is true
     color    the encoding, or one color; None: that of the figure
     detail   a column that separates lines of one color
     tips     columns of the tooltip, or their encodings
@@ -80,7 +80,7 @@ class Marks:
 
     def layers(self, x: Chart, y: Chart, color: Chart) -> list[Chart]:
         """Returns the layers over two axes, those in front last."""
-        hue = color if self.color is None else alt.value(self.color) if isinstance(self.color, str) else self.color
+        hue = self.hue(color)
         channels = {"x": x, "color": hue, "detail": f"{self.detail}:N" if self.detail else None}
         base = alt.Chart(self.rows).encode(**{name: channel for name, channel in channels.items() if channel})
         height, (lo, hi), drawn = over(y, self.value), self.ends, list[Chart]()
@@ -94,9 +94,21 @@ class Marks:
         drawn += self._lines(base, over(y, f"mean({self.value})") if self.mean else height)
         if self.points:
             drawn.append(self._points(base, height, hue))
-        if self.name:
-            drawn.append(base.mark_text(align="left", dx=9, fontSize=11).encode(y=height, text=f"{self.name}:N"))
         return drawn
+
+    def names(self, x: Chart, y: Chart, color: Chart) -> list[Chart]:
+        """Returns the layers of the names, which are in front of all tables, with a halo."""
+        if not self.name:
+            return []
+        base = alt.Chart(self.rows).encode(x=x, y=over(y, self.value), text=f"{self.name}:N")
+        if "left" not in self.rows:
+            return halo_text(base, self.hue(color))
+        sides = [base.transform_filter(where) for where in ("!datum.left", "datum.left")]
+        return [*halo_text(sides[0], self.hue(color)), *halo_text(sides[1], self.hue(color), left=True)]
+
+    def hue(self, color: Chart) -> Chart:
+        """Returns the encoding of the color, that of the figure where the table has none."""
+        return color if self.color is None else alt.value(self.color) if isinstance(self.color, str) else self.color
 
     def _lines(self, base: Chart, y: Chart) -> list[Chart]:
         if not self.line:
@@ -129,7 +141,16 @@ class Marks:
 
 def draw(tables: Sequence[Marks], x: Chart, y: Chart, color: Chart = None, behind: Sequence[Chart] = ()) -> Chart:
     """Returns one panel without a title, each table in front of the one before and of the layers `behind`."""
-    return alt.layer(*behind, *(layer for marks in tables for layer in marks.layers(x, y, color)))
+    names = [layer for marks in tables for layer in marks.names(x, y, color)]
+    return alt.layer(*behind, *(layer for marks in tables for layer in marks.layers(x, y, color)), *names)
+
+
+def halo_text(base: Chart, color: Chart, left: bool = False) -> list[Chart]:
+    """Returns texts to the right of their places, or to the left, over a white halo that hides the lines below them."""
+    style = {"align": "right" if left else "left", "dx": -9 if left else 9, "fontSize": 11}
+    halo = base.mark_text(**style, stroke="white", strokeWidth=4, strokeJoin="round").encode(color=alt.value("white"))
+    text = base.mark_text(**style)
+    return [halo, text if color is None else text.encode(color=color)]
 
 
 def end_names(rows: Rows, series: str, x: str, value: str = "value", spread: float = 0.0) -> Marks:
@@ -141,6 +162,20 @@ def end_names(rows: Rows, series: str, x: str, value: str = "value", spread: flo
     ends = rows.loc[rows.groupby(series, sort=False)[x].idxmax()]
     gap = LABEL_GAP * (spread or float(np.ptp(rows[value])))
     return Marks(rows=ends.assign(height=separate_labels(ends[value].to_numpy(), gap)), value="height", name=series)
+
+
+def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:
+    """Returns the values, moved as little as possible so that each is at least `gap` above the next lower one."""
+    order, steps = np.argsort(values, kind="stable"), gap * np.arange(len(values))
+    moved = np.empty(len(values))
+    moved[order] = isotonic_regression(values[order] - steps).x + steps
+    return moved
+
+
+def set_apart(rows: Rows, place: str, column: str, order: Sequence[str], factor: float) -> pd.DataFrame:
+    """Returns rows whose places differ by a factor from one series to the next, so that none hides another."""
+    steps = rows[column].map({name: at - (len(order) - 1) / 2 for at, name in enumerate(order)}).astype(float)
+    return rows.assign(**{place: rows[place] * factor**steps})
 
 
 def scale_over(tables: Sequence[Marks], log: bool = False, reference: float | None = None) -> alt.Scale:
@@ -243,7 +278,8 @@ def line_chart(
 ) -> Chart:  # fmt: skip
     """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
 
-    Lines that end at different places are named in a legend, since their names would lie across other lines.
+    Lines that end at different places are named in a legend, since their names would lie across other lines. One line
+    alone has no name, which is for the heading.
 
     means    a row for each point: x, the column `kind`, mean, lo, hi, half (of the interval; nan without) and seeds
     x, title column and title of the horizontal axis, which is logarithmic
@@ -255,7 +291,7 @@ def line_chart(
     shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
     kinds = list(dict.fromkeys(shown["kind"]))
     ends = shown.loc[shown.groupby("kind")[x].idxmax()]
-    named = len(set(ends[x])) == 1
+    named = len(set(ends[x])) == 1 and len(kinds) > 1
     across = log_axis(x, title, shown[x], every=every, room=1.8 if named else 1.15)
     bounds = shown[["value", "lo", "hi"]].to_numpy(dtype=float)
 
@@ -263,7 +299,7 @@ def line_chart(
         return log_axis(name, value, bounds[np.isfinite(bounds)], kind=alt.Y) if log else loss_axis(name, value, False)
 
     y, low = axis("value"), axis("lo")
-    color = kind_color(kinds, legend=None if named else alt.Legend())
+    color = kind_color(kinds, legend=None if named or not kinds[1:] else alt.Legend())
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
     base = alt.Chart(shown).encode(x=across, color=color)
     layers = [base.mark_line(strokeWidth=1.6).encode(y=y)]
@@ -273,6 +309,5 @@ def line_chart(
     layers.append(base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips))
     if named:
         ends = ends.assign(at=separate_labels(ends["value"].to_numpy(), np.ptp(shown["value"]) * LABEL_GAP))
-        names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
-        layers.append(names.encode(x=across, y=axis("at"), text="kind:N", color=color))
+        layers += halo_text(alt.Chart(ends).encode(x=across, y=axis("at"), text="kind:N"), color)
     return with_title(alt.layer(*layers), heading, subtitle=subtitle)

@@ -43,6 +43,9 @@ GRAY = "#888"  # of references
 ARROWS = {"lower": "← better", "higher": "better →"}  # behind the title of an axis, where one side is better
 LEGEND, SYMBOL, LETTER = 500, 36, 5  # widths: of a legend, a symbol with its margins, and a letter
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
+SAME = 0.02  # values that differ by less have one tick
+UNLIKE = {"⁰", "⁻"}  # letters that Liberation Sans lacks
+TALL = 4.9  # mean height of a letter of the title of a vertical axis
 # The widths of labels are those of Arial, which Liberation Sans has too.
 FONTS = 'font-family="Arial, Liberation Sans, Helvetica, sans-serif"'
 # What a screen reader would read out of an SVG; one that is shown as a picture has the text of its page.
@@ -65,19 +68,29 @@ def log_axis(
     values = np.unique(np.asarray(data, dtype=float))
     low, high = float(values[0]), float(values[-1])
     scale = alt.Scale(type="log", domain=[low / 1.15, high * room], nice=False)
-    if every is None and kind is alt.X and len(values) <= FEW:
-        ticks = values.tolist()
-    else:
-        ticks = log_ticks(low / 1.15, high * min(room, 1.3), every and float(every), low)
+    ticks = apart(values)
+    if every is not None or kind is not alt.X or len(ticks) > FEW:
+        ticks = log_ticks(low / 1.12, high * min(room, 1.12), every and float(every), low)
+    return kind(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(**tick_labels(ticks)))
+
+
+def apart(values: Iterable[float]) -> list[float]:
+    """Returns sorted positive values without those within SAME of one before: budgets in whole steps differ."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value > (1 + SAME) * kept[-1]:
+            kept.append(float(value))
+    return kept
+
+
+def tick_labels(ticks: Sequence[float]) -> dict[str, Chart]:
+    """Returns the properties of an axis with these ticks, each label centered on its tick, in one notation."""
     texts = [tick_text(tick, max(ticks, default=None)) for tick in ticks]
+    if any(set(text) & UNLIKE for text in texts):  # such a label would be set in another font than those beside it
+        texts = [f"{tick:.2g}".replace("e+", "e").replace("e-0", "e-") for tick in ticks]
     cases = [f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{text}' : " for tick, text in zip(ticks, texts, strict=True)]
-    text = "".join(cases) + "''"
-    return kind(
-        f"{name}:Q",
-        title=title,
-        scale=scale,
-        axis=alt.Axis(values=ticks, labelExpr=text, labelFlush=False, labelOverlap="greedy", labelSeparation=4),
-    )
+    size = {"labelFontSize": 10} if len(ticks) > 5 and max(map(len, texts)) > 5 else {}  # many long labels
+    return {"values": [*ticks], "labelExpr": "".join(cases) + "''", "labelOverlap": "greedy", **size}
 
 
 def count_axis(name: str, title: str, data: ArrayLike) -> Chart:
@@ -88,12 +101,14 @@ def count_axis(name: str, title: str, data: ArrayLike) -> Chart:
     return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=values.tolist(), format="~g"))
 
 
-def values_axis(name: str, title: str, values: Rows, style: str = ".3~s") -> alt.X:
-    """Returns a logarithmic axis with a tick at every value that occurs, in the notation of the format `style`."""
+def values_axis(name: str, title: str, values: Rows, style: str = "") -> alt.X:
+    """Returns a logarithmic axis with a tick at every value that occurs, written in the format `style`, if any."""
     ticks = sorted(set(map(float, values)))
     scale = alt.Scale(type="log", domain=[ticks[0] / 1.2, ticks[-1] * 1.2], nice=False)
-    style_of = {"format": style, "grid": False, "labelOverlap": "greedy", "labelSeparation": 4}
-    return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, **style_of))
+    labels: dict[str, Chart] = tick_labels(ticks)
+    if style:
+        labels = {name: value for name, value in labels.items() if name != "labelExpr"} | {"format": style}
+    return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(grid=False, **labels))
 
 
 def pointed(title: str, better: str) -> str:
@@ -143,12 +158,17 @@ def log_ticks(low: float, high: float, every: float | None, first: float) -> lis
 
 
 def tick_text(number: float, largest: float | None = None) -> str:
-    """Returns the label of a tick, such as 20k, 4M or 5·10¹².
+    """Returns the label of a tick, such as 20k, 4M, 1,024 or 5·10¹².
 
     largest  the largest tick of the axis, which decides how all of them are written; None: `number`
+
+    Two digits are enough where whole steps missed a planned number a little.
     """
     if (number if largest is None else largest) < 1e11:
-        return format_count(number)
+        if 1e3 < number < 1e5 and np.log2(number) % 1 == 0:
+            return f"{number:,.0f}"
+        short = float(f"{number:.2g}")
+        return format_count(short if abs(number / short - 1) < 0.002 else number)
     power = int(np.floor(np.log10(number) + 1e-9))
     lead = round(number / 10.0**power, 1)
     if lead == 10:
@@ -320,10 +340,13 @@ def lines_of(subtitle: Chart) -> list[str]:
 
 def apply_theme(chart: Chart) -> Chart:
     """Returns a chart, or several side by side, in the standard theme."""
+    fit_titles(chart, HEIGHT)
     quiet = {"gridColor": "#ececec", "domainColor": "#999", "tickColor": "#999", "labelColor": "#333"}
     return (
         chart.configure_view(stroke=None)
-        .configure_axis(titleFontWeight="normal", titleColor="#333", titlePadding=8, labelFontSize=11, **quiet)
+        .configure_axis(
+            titleFontWeight="normal", titleColor="#333", titlePadding=8, labelFontSize=11, labelFlush=False, **quiet
+        )
         .configure_title(
             anchor="start", fontSize=13, fontWeight="bold", offset=10, subtitleColor="#555", subtitleFontSize=11
         )
@@ -331,6 +354,20 @@ def apply_theme(chart: Chart) -> Chart:
             orient="top", titleFontWeight="normal", symbolOpacity=1, labelFontSize=11, labelLimit=300, columnPadding=14
         )
     )
+
+
+def fit_titles(chart: Chart, height: float) -> None:
+    """Cuts titles of vertical axes that are longer than their panel into lines; an arrow has a line of its own."""
+    own = getattr(chart, "height", None)
+    height = own if isinstance(own, (int, float)) else height
+    for part in (part for name in ("layer", "concat") for part in getattr(chart, name, ())):
+        fit_titles(part, height)
+    axis: Chart = getattr(getattr(chart, "encoding", None), "y", None)
+    title = axis["title"] if isinstance(axis, alt.Y) else ""
+    if isinstance(title, str) and TALL * len(title) > height:
+        axis["title"] = [
+            line for part in title.split("\N{EM SPACE}") for line in textwrap.wrap(part, max(12, int(height / TALL)))
+        ]
 
 
 def to_svg(chart: Chart) -> str:
@@ -360,11 +397,3 @@ def svg_to_png(svg: str) -> bytes:
     import vl_convert
 
     return vl_convert.svg_to_png(svg, scale=2, ppi=72)
-
-
-def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:
-    """Returns the values, moved up as little as possible so that each is at least `gap` above the next lower one."""
-    moved, floor = values.astype(float), -np.inf
-    for i in np.argsort(values, kind="stable"):
-        floor = moved[i] = max(moved[i], floor + gap)
-    return moved

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from kleiber.types import Count, Json, Row
 
 Arms = Mapping[tuple[str, int], Arm]  # by parametrization and size
 Axis = Literal["width", "depth"]  # what the sizes are
+AXIS_TITLES: Final = {"width": "width", "depth": "depth (layers)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +259,8 @@ def optimum_figure(optima: Sequence[Row], axis: Axis, level: float) -> object:
     rows = pd.DataFrame(optima).dropna(subset="lo").rename(columns={"lr": "mean"})
     names = [label_of(name) for name in rows["parametrization"]]
     rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2, parametrization=names)
-    title = f"Optimal learning rate vs {axis}"
+    title = f"Optimal learning rate vs {axis}" + f" under {names[0]}" * (len(set(names)) == 1)
     note = f"points: the vertex of a parabola through the losses; bars: its {percent(level)} interval"
-    return line_chart(rows, axis, axis, "parametrization", title, 2, "optimal learning rate", log=True, subtitle=note)
+    return line_chart(
+        rows, axis, AXIS_TITLES[axis], "parametrization", title, value="optimal learning rate", log=True, subtitle=note
+    )

@@ -62,7 +62,7 @@ MISFIT = {
 
 def test_a_misfit_is_told_by_size_above_the_residuals_and_in_a_table():
     text = figures.misfit_text({"lack_of_fit": MISFIT})
-    assert "p = 0.000004" in text and "+0.43% (35.6k)" in text and "\N{MINUS SIGN}0.51% (938k)" in text
+    assert "p = 4e-6" in text and "+0.43% (35.6k)" in text and "\N{MINUS SIGN}0.51% (938k)" in text
     (rows,) = misfit_tables({"lack_of_fit": MISFIT}).values()
     assert [row["parameters"] for row in rows] == [35552.0, 938000.0]
     assert rows[1] | {"parameters": 0} == {
@@ -82,3 +82,25 @@ def test_the_figure_of_the_residuals_tells_the_misfit_of_the_recorded_ladder():
     for row in (RECORD["lack_of_fit"]["slopes"][0], RECORD["lack_of_fit"]["slopes"][-1]):
         of_size = cells[cells["N"] == row["N"]]
         assert np.polyfit(np.log2(of_size["D"]), of_size["residual"], 1)[0] == pytest.approx(row["slope"], rel=1e-6)
+
+
+def test_a_profile_crosses_its_threshold_where_the_figure_says_and_is_interpolated_as_its_interval():
+    profiled = {"values": [0.001, 0.5, 1.0, 2.0], "statistic": [2.0, 1.0, 0.0, 16.0], "threshold": 4.0}
+    chart = figures.profile({"profiles": {"E": profiled}, "level": 0.9}).to_dict()
+    line = max(chart["datasets"].values(), key=len)
+    above = [row["value"] for row in line if row["statistic"] > 2.0]
+    assert min(above) == pytest.approx(2**0.5, rel=2e-3), "square roots are interpolated over log E"
+    assert "from 0 to 1.41" in str(chart["title"])
+
+
+@pytest.mark.parametrize("cuts", [[1e12], [1e12, 4e12]])
+def test_errors_of_backtests_are_sorted_or_lie_at_their_cuts(cuts):
+    tests = [{"along": "C", "cut": cut, "mare": 0.01, "naive": {"last_rung": 0.1, "line": 0.05}} for cut in cuts]
+    chart = figures.backtests({"backtests": tests}).to_dict()
+    rows = [row for rows in chart["datasets"].values() for row in rows]
+    if cuts[1:]:
+        assert {row["cut"] for row in rows} == {*cuts}
+    else:
+        (dots,) = (layer for layer in chart["concat"][0]["layer"] if layer["mark"]["type"] == "point")
+        assert dots["encoding"]["y"]["sort"] == ["fitted law", "log-log line", "loss of the nearest smaller run"]
+        assert "rule" not in {layer["mark"]["type"] for layer in chart["concat"][0]["layer"]}

@@ -25,9 +25,12 @@ def test_figures_show_the_groups_and_the_law():
     assert [panel["title"] for panel in losses["concat"]] == ["10M parameters", "30M parameters", "100M parameters"]
     tokens = ["100M", "300M", "800M", "1B", "2.4B", "8B"]
     assert losses["concat"][0]["layer"][0]["encoding"]["color"]["scale"]["domain"] == tokens
-    optima = rows[~rows["excess"].astype(bool)]
-    assert len(optima) >= 6 and optima["group"].nunique() == 6
-    line, held = rows_of(charts["lr-N"](), "beyond"), float(np.exp(np.log(np.outer([1e7, 3e7, 1e8], [10, 80])).mean()))
-    np.testing.assert_allclose(line["value"], [planted_rate(N, held) for N in line["at"]], rtol=1e-3)
+    optima = rows[rows["excess"] < -1e-6]
+    assert len(optima) == optima["group"].nunique() == 6, "below the axis, where they hide no run"
+    line = rows_of(charts["lr-N"](), "beyond")
+    assert list(dict.fromkeys(line["series"])) == tokens, "a line for each number of tokens that the groups have"
+    held = dict(zip(tokens, [1e8, 3e8, 8e8, 1e9, 2.4e9, 8e9], strict=True))
+    exact = [planted_rate(N, held[name]) for N, name in zip(line["at"], line["series"], strict=True)]
+    np.testing.assert_allclose(line["value"], exact, rtol=1e-3)
     assert list(figures(law.record, law.form, None)) == ["lr-N", "lr-D", "batch-D"]
     assert law.plot().to_dict() == charts["loss-lr"]().to_dict()

@@ -42,10 +42,14 @@ def test_each_budget_has_a_parabola_with_its_minimum_at_the_best_size(profiles):
 def test_the_loss_is_equal_along_each_line(profiles):
     record = ladders.law_record(domain={"N": [1e4, 1e6], "D": [1e5, 1e8]})
     lines = max(datasets(plane_figures.contours(profiles, LAW, record)), key=len)
-    for level in {row["level"] for row in lines}:
+    levels = sorted({row["level"] for row in lines})
+    step, places = float(np.diff([float(level) for level in levels]).mean()), {len(level) for level in levels}
+    assert len(levels) > 2 and len(places) == 1 and f"{step:.0e}"[0] in "125", "round, with equally many decimals"
+    assert [float(level) / step for level in levels] == pytest.approx([round(float(level) / step) for level in levels])
+    for level in levels:
         on_line = [row for row in lines if row["level"] == level]
         inputs = {name: np.array([row[name] for row in on_line]) for name in ("N", "D")}
-        assert LAW.predict(inputs, fitted_values(record))[0] == pytest.approx(float(level), rel=0.01)
+        assert LAW.predict(inputs, fitted_values(record))[0] == pytest.approx(float(level), rel=0.001)
 
 
 def test_measured_and_predicted_losses_have_one_scale_and_the_equation_has_the_fitted_values(profiles):
@@ -55,4 +59,4 @@ def test_measured_and_predicted_losses_have_one_scale_and_the_equation_has_the_f
     text = plane_figures.equation(record)
     values = [f"{entry['value']:.3g}" for entry in record["params"].values()]
     assert all(value in text for value in values) and "alpha" not in text and "/N^" in text
-    assert text in str(spec["title"])
+    assert text in str(spec["title"]) and "dashed" in str(spec["title"]) and "hollow" not in str(spec["title"])

@@ -12,9 +12,10 @@ import pandas as pd
 
 from kleiber.charts.intervals import estimates
 from kleiber.charts.scatter import scatter
-from kleiber.charts.series import Marks, end_names, lines
+from kleiber.charts.series import Marks, end_names, lines, set_apart
 from kleiber.charts.theme import (
     Chart,
+    Rows,
     count_tip,
     format_count,
     kind_color,
@@ -32,9 +33,20 @@ from kleiber.types import Row
 
 APPROACHES = {"1": "envelope of training curves", "2": "minima of IsoFLOP curves", "3": "fitted law"}
 BEYOND = 4.0  # the frontier is drawn up to this multiple of the largest run's compute
+ROOM = 1.4  # the curve of a size goes on by this factor on both sides of its runs
+TO_NAMES = 1.15  # a curve goes on by this factor to its name, which so is not taken for that of a point
 WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
+SHOWN = 2.0  # a profile is drawn up to this multiple of its threshold
 TIP = ["run:N", "stage:N", "seed:O", "size:N", alt.Tooltip("loss:Q", format=".4f")]
 COMPUTE = "training compute 6 N D (FLOPs)"
+CONVENTIONS = {  # what figures call the conventions of `allocation_table`
+    "6ND": "C = 6 N D",
+    "6ND without embeddings": "C = 6 N D, N without embeddings",
+    "exact FLOPs": "C = exact FLOPs",
+    "N = exact FLOPs / 6D": "N = C / (6 D), C = exact FLOPs",
+    "exact FLOPs, N without embeddings": "C = exact FLOPs, N without embeddings",
+}
+EQUAL = "dashed: measured = predicted"
 LAW = {"color": "black", "line": 2.0, "band": 0.15}  # how the law itself is drawn
 
 
@@ -47,7 +59,7 @@ def with_sizes(rows: pd.DataFrame, record: Row) -> pd.DataFrame:
 def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """Validation loss vs training tokens, with the law's curve for each model size; hollow points were not fitted."""
     shown = with_sizes(rows, record)
-    tokens = np.geomspace(rows["D"].min(), rows["D"].max(), 60)
+    tokens = np.geomspace(rows["D"].min(), TO_NAMES * rows["D"].max(), 60)
     grid = pd.DataFrame([{"N": n, "D": D} for n in sorted(rows["N"].unique()) for D in tokens])
     curves = with_sizes(grid, record).assign(loss=curve(law, record, N=grid["N"].to_numpy(), D=grid["D"].to_numpy()))
     tables = [
@@ -55,7 +67,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         Marks(rows=shown, value="loss", points=42, hollow="early", tips=[*TIP, count_tip("D")]),
         end_names(curves, "size", "D", "loss"),
     ]
-    x = log_axis("D", "training tokens D", np.array(rows["D"]), every=2, room=1.5)
+    x = log_axis("D", "training tokens D", np.array(rows["D"]), room=1.8)
     note = "points: runs; lines: the fitted law; numbers at the lines: parameters N"
     note += "; hollow points and dashed lines: too few tokens, not fitted" * bool(shown["early"].to_numpy().any())
     color, heading = size_color(list(dict.fromkeys(curves["size"]))), "Validation loss vs training tokens"
@@ -69,20 +81,24 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """
     shown = with_sizes(rows.assign(C=6 * rows["N"] * rows["D"]), record)  # the convention of the allocation
     shown = pd.DataFrame(shown[~shown["early"]])
-    budgets = np.geomspace(shown["C"].min(), BEYOND * shown["C"].max(), 60)
-    best = optimum(law, record, budgets).assign(beyond=budgets > shown["C"].max())
+    compute: Rows = shown["C"]
+    least, most = float(compute.min()), float(compute.max())
+    budgets = np.unique([*np.geomspace(least, most, 40), *np.geomspace(most, BEYOND * most, 20)])
+    best = optimum(law, record, budgets).assign(beyond=budgets > 1.001 * most)
+    tips, curves = [*TIP, count_tip("C", "6 N D")], size_curves(shown, law, record)
     tables = [
-        Marks(rows=size_curves(shown, law, record), value="loss", line=1.0),
-        Marks(rows=best, value="loss", dashed="beyond", **LAW),
-        Marks(rows=shown, value="loss", points=46, shape=size_shape(shown), tips=[*TIP, count_tip("C", "6 N D")]),
+        Marks(rows=best, value="loss", dashed="beyond", **{**LAW, "line": 3.5}),
+        Marks(rows=curves, value="loss", line=1.3),
+        Marks(rows=shown, value="loss", points=36, shape=size_shape(shown), tips=tips),
     ]
-    x = log_axis("C", COMPUTE, budgets)
+    x = log_axis("C", COMPUTE, [*budgets, *curves["C"]])
     color = size_color(list(dict.fromkeys(shown["size"])), alt.Legend())
+    band = f"band: {percent(record['level'])} interval; " * ("lo" in best)
     subtitle = (
-        "points: runs; thin lines: the fitted law at each size; black: the lowest loss of the law at this compute, "
-        f"over all sizes, with its {percent(record['level'])} interval; dashed: beyond the largest run"
+        "points: runs; thin lines: the fitted law at each size; black: its lowest loss over sizes; "
+        f"{band}dashed: beyond the largest run"
     )
-    losses = [*shown["loss"], *(best["lo"] if "lo" in best else best["loss"])]
+    losses = [*shown["loss"], *curves["loss"], *(best["lo"] if "lo" in best else best["loss"])]
     axis = loss_axis(losses=losses)
     return lines(tables, x, axis, "Validation loss vs training compute", color=color, subtitle=subtitle)
 
@@ -94,11 +110,11 @@ def size_shape(rows: pd.DataFrame) -> alt.Shape:
 
 
 def size_curves(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
-    """Returns the law's curve for each size over the range of its tokens: columns C, loss, size."""
+    """Returns the law's curve for each size a little beyond the range of its tokens: columns C, loss, size."""
     parts = []
     for n in sorted(rows["N"].unique().tolist()):
         of_size = rows[rows["N"] == n]
-        tokens = np.geomspace(of_size["D"].min(), of_size["D"].max(), 30)
+        tokens = np.geomspace(of_size["D"].min() / ROOM, of_size["D"].max() * ROOM, 30)
         loss = curve(law, record, N=np.full(30, n), D=tokens)
         parts.append(pd.DataFrame({"C": 6 * n * tokens, "loss": loss, "size": format_count(n)}))
     return pd.concat(parts, ignore_index=True)
@@ -133,11 +149,9 @@ def misfit_text(record: Row) -> str:
         return ""
     sizes = [misfit["slopes"][at] for at in (0, -1)]
     ends = [f"{row['slope']:+.2%} ({format_count(row['N'])})".replace("-", "\N{MINUS SIGN}") for row in sizes]
-    p_value = np.format_float_positional(
-        min(stratum["p_value"] for stratum in misfit["strata"]), precision=1, fractional=False, trim="-"
-    )
-    slopes = f"with every doubling of tokens it changes by {ends[0]} and {ends[1]}"
-    return f"the misfit is larger than the noise of seeds explains, p = {p_value}; {slopes}"
+    p_value = min(stratum["p_value"] for stratum in misfit["strata"])
+    p_text = f"{p_value:.2g}" if p_value >= 1e-3 else f"{p_value:.0e}".replace("e-0", "e-")
+    return f"misfit beyond seed noise (p = {p_text}): {ends[0]}, {ends[1]} per doubling of D"
 
 
 def exponents(record: Row) -> Chart:
@@ -148,12 +162,16 @@ def exponents(record: Row) -> Chart:
         for exponent in record["accounting"] or record["approaches"]
         if approach_label(exponent["approach"]) in kinds
     ]
-    rows = [{**row, "name": row.get("convention", "")} for row in rows]
-    counting = ", by how parameters N and compute C are counted" if record["accounting"] else ""
-    color, shape = approach_marks(kinds, "series")
+    rows = [{**row, "name": CONVENTIONS.get(row.get("convention", ""), "")} for row in rows]
+    notes = ["" if kinds[1:] else kinds[0], f"{percent(record['level'])} intervals"]
+    if record["accounting"]:
+        notes += ["rows count N and C in different ways"]
+        notes += ["no marker: too few points"] * (len(rows) < len(kinds) * len({row["name"] for row in rows}))
+        notes += ["the exponent of the law changes with N, not with C"]
+    color, shape = approach_marks(kinds, "series", legend=bool(kinds[1:]))
     return estimates(
         rows, kinds, "exponent a: the best size grows as C to the power a", "How fast the best size grows with compute",
-        subtitle=f"{percent(record['level'])} intervals{counting}", dodge=True, color=color, shape=shape, format=".3f",
+        subtitle="; ".join(filter(None, notes)), dodge=True, color=color, shape=shape, format=".3f",
         step=max(26 * len(kinds), 80 // len({row["name"] for row in rows})),
     )  # fmt: skip
 
@@ -182,7 +200,11 @@ def allocation(record: Row) -> Chart:
         Marks(rows=rows, value="N", ends=("N_lo", "N_hi"), dashed="beyond", **LAW),
         Marks(rows=marks, value="N", bars=0.35, points=60, color=color, shape=shape, tips=tips),
     ]
-    subtitle = f"line and band: the fitted law (C = 6 N D), {percent(record['level'])} interval"
+    subtitle = f"line and band: the fitted law (C = 6 N D) with its {percent(record['level'])} interval"
+    subtitle += "; dashed: beyond the largest run" * bool(rows["beyond"].any())
+    subtitle += f"; bars: {percent(record['level'])} intervals" * bool(marks["lo"].notna().any())
+    on_envelope = marks.loc[marks["approach"] == APPROACHES["1"], "N"]
+    subtitle += "; the envelope has trained sizes only" * bool(on_envelope.duplicated().any())
     drawn = [table for table in tables if len(table.rows)]
     return lines(drawn, x, y, "Compute-optimal model size vs training compute", subtitle=subtitle)
 
@@ -192,7 +214,7 @@ def approach_label(name: str) -> str:
     return APPROACHES[name[0]]
 
 
-def approach_marks(names: list[str], column: str = "approach") -> tuple[alt.Color, alt.Shape]:
+def approach_marks(names: list[str], column: str = "approach", legend: bool = True) -> tuple[alt.Color, alt.Shape]:
     """Returns the colors and shapes of approaches to the allocation.
 
     The parametric approach is black as the fitted law is.
@@ -200,31 +222,40 @@ def approach_marks(names: list[str], column: str = "approach") -> tuple[alt.Colo
     order = [APPROACHES[number] for number in "312"]
     shapes = [("circle", "square", "triangle-up")[order.index(name)] for name in names]
     scale = alt.Scale(domain=list(names), range=shapes)
-    shape = alt.Shape(f"{column}:N", title=None, sort=list(names), scale=scale)
-    return kind_color(names, column, alt.Legend(), order), shape
+    key = alt.Undefined if legend else None
+    shape = alt.Shape(f"{column}:N", title=None, sort=list(names), scale=scale, legend=key)
+    return kind_color(names, column, alt.Legend() if legend else None, order), shape
 
 
 def backtests(record: Row) -> Chart:
     """Error of the law and the naive predictors above each cut in compute, or in size."""
-    axis = {"C": "training compute at the cut (FLOPs)", "N": "parameters N at the cut"}[record["backtests"][0]["along"]]
-    rows = pd.DataFrame([
-        {"cut": tick_text(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
-        for test in sorted(record["backtests"], key=lambda test: test["cut"])
-        for who, error in {"law": test["mare"], **test["naive"]}.items()
+    tests = sorted(record["backtests"], key=lambda test: test["cut"])
+    cut, unit = {"C": ("training compute", " FLOPs"), "N": ("parameters N", "")}[tests[0]["along"]]
+    rows: Rows = pd.DataFrame([
+        {"cut": test["cut"], "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
+        for test in tests
+        for who, error in {"fitted law": test["mare"], **test["naive"]}.items()
     ])  # fmt: skip
-    who = list(dict.fromkeys(rows["who"]))  # the law first, in black
-    if len(set(rows["cut"])) == 1:
-        dots = [{"series": row["who"], "value": row["error"], "better": "lower"} for row in rows.to_dict("records")]
-        title = f"Errors on the runs above {axis.partition(' at')[0]} {rows['cut'].iloc[0]}, fitted to those below"
-        no_ends = [{**dot, "lo": None, "hi": None} for dot in dots]
-        return estimates(no_ends, who, "mean absolute error (%)", title, zero=True, step=34, format=".2f")
-    shape, tips = (
-        alt.Shape("who:N", title=None, scale=alt.Scale(domain=who)),
-        ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")],
-    )
-    table = Marks(rows=rows, value="error", line=1.6, style={"opacity": 0.4}, points=80, shape=shape, tips=tips)
-    x = alt.X("cut:N", title=axis, sort=None, axis=alt.Axis(labelAngle=0))
-    y = alt.Y("error:Q", title=pointed("mean absolute error (%)", "lower"), scale=alt.Scale(zero=True))
+    who, better = list(dict.fromkeys(rows["who"])), "lower"  # the law first, in black
+    if len(tests) == 1:
+        least = tick_text(float(f"{tests[0]['cut']:.2g}"))
+        dots = [
+            {"series": row["who"], "value": row["error"], "lo": None, "hi": None, "better": better}
+            for row in rows.to_dict("records")
+        ]
+        return estimates(
+            dots, who, "mean absolute error (%)", f"Errors of predictions for runs above {least}{unit}", step=34,
+            format=".2f", by_effect=True, subtitle=f"each fitted to the runs of less {cut}",
+            domain=[0, 1.1 * rows["error"].max()],
+        )  # fmt: skip
+    shape = alt.Shape("who:N", title=None, scale=alt.Scale(domain=who))
+    tips = ["who:N", count_tip("cut"), alt.Tooltip("error:Q", format=".2f")]
+    apart = (tests[-1]["cut"] / tests[0]["cut"]) ** 0.02
+    rows = set_apart(rows.assign(at=rows["cut"]), "at", "who", who, apart)
+    table = Marks(rows=rows, value="error", line=1.6, style={"opacity": 0.4}, points=70, shape=shape, tips=tips)
+    x = log_axis("at", f"{cut} at the cut{unit and f' ({unit.strip()})'}", rows["cut"])
+    scale = alt.Scale(domain=[0, 1.1 * rows["error"].max()], nice=False)
+    y = alt.Y("error:Q", title=pointed("mean absolute error (%)", better), scale=scale, axis=alt.Axis(tickCount=6))
     subtitle, color = "fitted to the runs below each cut, tested on those above", kind_color(who, "who", alt.Legend())
     return lines([table], x, y, "Errors of predictions for larger runs", color=color, height=220, subtitle=subtitle)
 
@@ -232,21 +263,34 @@ def backtests(record: Row) -> Chart:
 def profile(record: Row, name: str = "E") -> Chart:
     """Profile likelihood of a parameter: how much worse the fit is with the parameter fixed at other values.
 
-    If the curve stays below the threshold, the parameter is not identified.
+    The vertical axis shows square roots, between which `uncertainty` interpolates. If the curve stays below the
+    threshold, the parameter is not identified.
     """
-    profiled, level = record["profiles"][name], percent(record["level"])
-    pairs = zip(profiled["values"], profiled["statistic"], strict=True)
-    limit = 4 * profiled["threshold"]
-    shown = [(value, statistic) for value, statistic in pairs if statistic is not None and statistic <= limit]
-    top = 1.1 * max(profiled["threshold"], *(statistic for _, statistic in shown))
-    rows = pd.DataFrame(shown, columns=pd.Index(["value", "statistic"]))
+    profiled = record["profiles"][name]
+    values, roots = (
+        np.array([pair[at] for pair in zip(profiled["values"], profiled["statistic"], strict=True) if None not in pair])
+        for at in (0, 1)
+    )
+    roots, threshold = np.sqrt(roots), float(np.sqrt(profiled["threshold"]))
+    grid = np.unique(np.concatenate([values, np.geomspace(values[0], values[-1], 4000)]))
+    along = np.interp(np.log(grid), np.log(values), roots)
+    allowed, top = grid[along <= threshold], SHOWN * threshold
+    inside = slice(max(0, np.argmax(along <= top) - 1), len(along) - np.argmax(along[::-1] <= top) + 1)
+    curves = pd.DataFrame({"value": grid, "statistic": along})[inside]
+    points = pd.DataFrame({"value": values, "statistic": roots})
+    shown, height = points[points["statistic"] <= top], alt.Scale(domain=[0, top], nice=False)
+    ends = [f"{allowed[0]:.3g}" if along[0] > threshold else "0", f"{allowed[-1]:.3g}"]
+    span = f"from {ends[0]} to {ends[1]}" if along[-1] > threshold else f"above {ends[0]}"
     scale = alt.Scale(zero=False, nice=False, padding=14)
     x = alt.X("value:Q", title=f"irreducible loss {name} (nats per token)", scale=scale, axis=alt.Axis(tickCount=7))
-    y = alt.Y("statistic:Q", title="misfit if fixed (F statistic)", scale=alt.Scale(domain=[0, top], clamp=True))
-    reason = f"below the dashed line: values that fit the runs about as well as the best ({level})"
-    table = Marks(rows=rows, value="statistic", line=2, points=30, color="black")
-    heading = f"Which values of {name} the runs allow"
-    return lines([table], x, y, heading, reference=profiled["threshold"], height=220, subtitle=reason)
+    y = alt.Y("statistic:Q", title=f"misfit with {name} fixed (root of F)", scale=height, axis=alt.Axis(tickCount=6))
+    reason = f"below the dashed line: about as good a fit as the best ({percent(record['level'])}), at {name} {span}"
+    tables = [
+        Marks(rows=curves, value="statistic", line=2, color="black"),
+        Marks(rows=shown, value="statistic", points=30, color="black"),
+    ]
+    title, subtitle = f"Which values of the irreducible loss {name} the runs allow", f"{reason}; points: refits"
+    return lines(tables, x, y, title, reference=threshold, height=220, subtitle=subtitle)
 
 
 def curve(law: Law, record: Row, **inputs: np.ndarray) -> np.ndarray:
@@ -285,7 +329,7 @@ def fitted(rows: pd.DataFrame, form: Law) -> Chart:
         style = {"scale": alt.Scale(zero=False, padding=12), "axis": alt.Axis(tickCount=6)}
         x = alt.X("predicted:Q", title="predicted by the law", **style)
         y = alt.Y("observed:Q", title="observed", **style)
-    return scatter([row_points(rows, form, "observed")], x, y, "Observed vs predicted", equality=True)
+    return scatter([row_points(rows, form, "observed")], x, y, "Observed vs predicted", equality=True, subtitle=EQUAL)
 
 
 def percent_residuals(rows: pd.DataFrame, form: Law) -> Chart:

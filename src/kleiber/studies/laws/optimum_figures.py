@@ -9,8 +9,18 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.series import Marks, lines
-from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, pointed, round_count, size_color
+from kleiber.charts.series import Marks, lines, set_apart
+from kleiber.charts.theme import (
+    Chart,
+    Rows,
+    count_tip,
+    format_count,
+    log_axis,
+    pointed,
+    round_count,
+    size_color,
+    span_ticks,
+)
 from kleiber.studies.laws.hyperparameters import POWERS, HyperparameterLaw
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.optima import INSIDE
@@ -22,8 +32,10 @@ from kleiber.types import Row
 LABELS = {"lr": "learning rate", "batch": "batch (tokens)", "decay": "weight decay"}
 TOKENS = "training tokens D"
 INPUTS = {"N": "parameters N", "D": "training tokens D", "M": "tokens per parameter D/N"}
-BEYOND = 4.0  # the law is drawn up to this factor outside the fitted groups
+BEYOND = 2.0  # the law is drawn up to this factor outside the fitted groups
+WIDEST = 10.0  # a band is drawn up to this factor outside the optima and the law
 SHOWN = {"lr": 5, "batch": 5, "decay": 8}  # percent of excess loss up to which runs are drawn
+APART = {"losses": 1.03, "optima": 1.05}  # factor between the places of series at one value
 
 
 def figures(record: Row, form: HyperparameterLaw, rows: Table | None) -> dict[str, Callable[[], Chart]]:
@@ -42,23 +54,34 @@ def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Char
     """Excess loss vs one hyperparameter, each of its values with the best values of the others: a panel for each size,
     a line for each number of tokens."""
     groups, others = sorted(record["optima"], key=lambda row: row["N"]), [other for other in form.axes if other != axis]
-    swept = pd.concat([_sweep(row, rows, axis, others) for row in groups], ignore_index=True)
-    best = pd.DataFrame([{**_names(row), "value": row[axis], "excess": 0.0} for row in groups if row[axis] is not None])
+    swept: Rows = pd.concat([_sweep(row, rows, axis, others) for row in groups], ignore_index=True)
     tokens = list(dict.fromkeys(round_count(number) for number in sorted({row["D"] for row in groups})))
+    top = min(float(SHOWN[axis]), 1.1 * float(swept["excess"].max()))
+    optimal = [row for row in groups if row[axis] is not None]
+    best = pd.DataFrame([{**_names(row), "value": row[axis], "excess": -0.04 * top} for row in optimal])
     shape = alt.Shape("tokens:N", title=TOKENS, sort=tokens, scale=alt.Scale(domain=tokens))
     tips = ["size:N", "tokens:N", alt.Tooltip("value:Q", format=".3g"), alt.Tooltip("excess:Q", format=".2f")]
-    top, clip = float(SHOWN[axis]), {"clip": True}
+    clip, placed = {"clip": True}, set_apart(swept, "value", "tokens", tokens, APART["losses"])
     tables = [
-        Marks(rows=swept, value="excess", line=1.8, detail="group", points=44, shape=shape, point_style=clip, tips=tips)
+        Marks(
+            rows=placed, value="excess", line=1.8, detail="group", points=40, shape=shape, point_style=clip, tips=tips
+        )
     ]
     if len(best):
-        vertex = {"shape": "triangle-up", "yOffset": -4}
-        tables.append(Marks(rows=best, value="excess", points=80, point_style=vertex, tips=tips[:3]))
+        vertex = {"shape": "stroke", "angle": 90, "strokeWidth": 2.5, "filled": False}
+        tables.append(Marks(rows=best, value="excess", points=70, point_style=vertex, tips=tips[:3]))
     name, held = _bare(axis), " and ".join(map(_bare, others))
-    notes = [f"each {name} at its best {held}" if others else "", "triangles: fitted optima" * bool(len(best))]
-    notes += _edge_notes(swept, name) + [f"lines that leave the panel go on above {top:g}%"] * _leaves(swept, top)
-    x = log_axis("value", LABELS[axis], swept["value"])
-    y = alt.Y("excess:Q", title=pointed("loss above the best run (%)", "lower"), scale=alt.Scale(domain=[0, top]))
+    notes = [f"each {name} at its best {held}" if others else "", "points at one value are set slightly apart"]
+    notes += ["short lines below 0: fitted optima" * bool(len(best)), *_edge_notes(swept, name)]
+    notes += [f"lines that leave the panel go on above {top:g}%"] * _leaves(swept, top)
+    x = log_axis("value", LABELS[axis], swept.loc[swept["excess"] <= top, "value"])
+    scale, ticks = (
+        alt.Scale(domain=[-0.08 * top, top], nice=False),
+        [tick for tick in span_ticks([0, top]) if tick <= top],
+    )
+    y = alt.Y(
+        "excess:Q", title=pointed("loss above the best run (%)", "lower"), scale=scale, axis=alt.Axis(values=ticks)
+    )
     return lines(
         tables, x, y, f"Loss above the best run vs {name}", color=size_color(tokens, alt.Legend(), TOKENS, "tokens"),
         panel="size", subtitle="; ".join(filter(None, notes)),
@@ -104,38 +127,43 @@ def _size(number: float) -> str:
 
 
 def optima(record: Row, form: HyperparameterLaw, axis: str, along: str) -> Chart:
-    """The optimal value of a hyperparameter vs one input of its law, with the law's band.
+    """The optimal value of a hyperparameter vs one input of its law, with the law and its band.
 
-    The optima are moved along the law to the mean of its other input, so that they lie on one curve if it holds.
+    A law of another input too has a line for each of its values that the groups have.
     """
     kept = pd.DataFrame([row for row in record["optima"] if row["place"] == INSIDE])
-    inputs = {"N": kept["N"].to_numpy(), "D": kept["D"].to_numpy(), "M": (kept["D"] / kept["N"]).to_numpy()}
-    held = {name: float(np.exp(np.log(inputs[name]).mean())) for name in POWERS[axis][1] if name != along}
+    inputs = kept.assign(M=kept["D"] / kept["N"])
+    others = [name for name in POWERS[axis][1] if name != along]
+    by = others[0] if others else next(name for name in "ND" if name != along)
+    series = [format_count(number) if by == "N" else round_count(number) for number in inputs[by]]
+    marks: Rows = pd.DataFrame(
+        {"at": inputs[along], "N": kept["N"], "D": kept["D"], "value": kept[axis], "series": series}
+    )
+    marks = marks.assign(lo=kept[f"{axis}_lo"], hi=kept[f"{axis}_hi"], by=inputs[by]).sort_values("by", kind="stable")
+    order = list(dict.fromkeys(marks["series"]))
     values, draws = fitted_values(record), np.array(record["draws"]).reshape(-1, len(form.params))
-    moved = form.optimum(axis, {**inputs, **_constant(held, len(kept))}, values)[0]
-    moved /= form.optimum(axis, inputs, values)[0]
-    marks = pd.DataFrame({"at": inputs[along], "N": kept["N"], "D": kept["D"], "value": kept[axis] * moved})
-    marks = marks.assign(lo=kept[f"{axis}_lo"] * moved, hi=kept[f"{axis}_hi"] * moved)
-    at = np.geomspace(inputs[along].min() / BEYOND, inputs[along].max() * BEYOND, 60)
-    line = _curve(form, axis, {along: at, **_constant(held, 60)}, values, draws, record["level"])
-    line = line.assign(at=at, beyond=(at < inputs[along].min()) | (at > inputs[along].max()))
-    marks = marks.assign(size=[format_count(size) for size in kept["N"]])
-    color = size_color([format_count(size) for size in sorted(kept["N"].unique())], alt.Legend())
+    ends = float(marks["at"].min()), float(marks["at"].max())
+    at = np.unique([*np.geomspace(ends[0] / BEYOND, ends[1] * BEYOND, 60), *ends])
+    curves = pd.concat([
+        _curve(form, axis, {along: at, **dict.fromkeys(others, np.full(len(at), held))}, values, draws, record["level"])
+        .assign(at=at, series=name, beyond=(at < ends[0]) | (at > ends[1]))
+        for name, held in (marks.groupby("series", sort=False)["by"].mean().items() if others else [("", 1.0)])
+    ], ignore_index=True)  # fmt: skip
+    color = size_color(order, alt.Legend(), INPUTS[by], "series")
     tips = [count_tip("N"), count_tip("D"), alt.Tooltip("value:Q", format=".3g")]
+    placed = set_apart(marks, "at", "series", order, APART["optima"])
     tables = [
-        Marks(rows=line, line=2.0, dashed="beyond", band=0.15, color="black"),
-        Marks(rows=marks, bars=1.0, points=56, tips=tips),
+        Marks(rows=curves, line=2.0, dashed="beyond", band=0.12, color=None if others else "black"),
+        Marks(rows=placed, bars=1.0, points=56, tips=tips),
     ]
     x, name = log_axis("at", INPUTS[along], at), LABELS[axis]
-    y = log_axis("value", f"optimal {name}", [*marks["lo"], *marks["hi"], *line["value"]], kind=alt.Y)
-    where = "".join(f", at {name} = {format_count(value)}" for name, value in held.items())
-    subtitle = f"line and band: the law with its {percent(record['level'])} interval; dashed: extrapolated"
-    heading = f"Optimal {name.partition(' (')[0]} vs {INPUTS[along]}{where}"
-    return lines(tables, x, y, heading, color=color, subtitle=subtitle)
-
-
-def _constant(values: dict[str, float], count: int) -> dict[str, Array]:
-    return {name: np.full(count, value) for name, value in values.items()}
+    near = [*marks["value"], *curves["value"]]
+    heights = np.concatenate([frame[end] for frame in (marks, curves) for end in ("lo", "hi") if end in frame] + [near])
+    heights = np.clip(heights, min(near) / WIDEST, max(near) * WIDEST)
+    y, percents = log_axis("value", f"optimal {name}", heights, kind=alt.Y), percent(record["level"])
+    what = f"line{'s' * bool(others)} and band{'s' * bool(others)}: the law with its {percents} interval"
+    subtitle = f"{what}; dashed: extrapolated; bars: {percents} intervals"
+    return lines(tables, x, y, f"Optimal {_bare(axis)} vs {INPUTS[along]}", color=color, subtitle=subtitle)
 
 
 def _curve(

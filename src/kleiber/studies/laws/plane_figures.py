@@ -9,15 +9,26 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.series import Marks, lines
-from kleiber.charts.theme import SUPERSCRIPT, Chart, count_tip, format_count, log_axis, loss_axis, size_color, span
+from kleiber.charts.theme import (
+    SUPERSCRIPT,
+    Chart,
+    count_tip,
+    decimals_of,
+    format_count,
+    log_axis,
+    loss_axis,
+    size_color,
+    span,
+    span_ticks,
+)
 from kleiber.inference.parabola import fit_parabola
 from kleiber.studies.laws.allocation import budget_groups
-from kleiber.studies.laws.figures import TIP, curve, with_sizes
+from kleiber.studies.laws.figures import EQUAL, TIP, curve, with_sizes
 from kleiber.studies.laws.law import Array, Law
 from kleiber.types import Row
 
 NEAR = 8.0  # sizes that differ from the best by more than this factor are not fitted, see `allocation.vertices`
-CONTOURS = 7  # lines of equal loss
+MOST_LOSSES = [0.04, 0.9]  # quantiles of the losses between which there are lines of equal loss
 GRID = 160  # points of a line
 
 
@@ -85,26 +96,32 @@ def contours(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     N, D = (rows[name].to_numpy(dtype=float) for name in ("N", "D"))
     sizes, tokens = (np.geomspace(values.min() / 1.3, values.max() * 1.3, GRID) for values in (N, D))
     losses = [curve(law, record, N=np.full(GRID, size), D=tokens) for size in sizes]
-    levels = np.quantile(np.concatenate(losses), np.linspace(0.04, 0.9, CONTOURS))
+    levels = span_ticks(np.quantile(np.concatenate(losses), MOST_LOSSES))
+    texts = [f"{level:.{decimals_of(levels)}f}" for level in levels]
     lines_of_equal_loss = []
-    for level in levels:
+    for level, text in zip(levels, texts, strict=True):
         for size, column in zip(sizes, losses, strict=True):
             if column.min() <= level <= column.max():  # the loss falls with D
                 at = float(np.exp(np.interp(-level, -column, np.log(tokens))))
-                lines_of_equal_loss.append({"level": f"{level:.3g}", "N": size, "D": at})
+                lines_of_equal_loss.append({"level": text, "N": size, "D": at})
     drawn = pd.DataFrame(lines_of_equal_loss)
     shown = with_sizes(rows, record)
     ends = drawn.loc[drawn.groupby("level", sort=False)["N"].idxmax()]
-    color = size_color([f"{level:.3g}" for level in levels], None, "loss", "level")
+    color = size_color(texts, None, "loss", "level")
     y = log_axis("D", "training tokens D", tokens, kind=alt.Y)
     tables = [
         Marks(rows=drawn, value="D", line=1.6, order="N", tips=["level:N"]),
         Marks(rows=ends, value="D", name="level"),
-        Marks(rows=shown, value="D", points=34, color="black", tips=[*TIP, count_tip("D")]),
+        Marks(rows=shown, value="D", points=34, hollow="early", color="black", tips=[*TIP, count_tip("D")]),
     ]
     x = log_axis("N", "parameters N", sizes, room=1.6)
-    subtitle = f"{equation(record)}; numbers at the lines: loss in nats per token; points: runs"
+    subtitle = f"{equation(record)}; numbers at the lines: loss in nats per token; points: runs{not_fitted(shown)}"
     return lines(tables, x, y, "Lines of equal loss of the fitted law", color=color, height=360, subtitle=subtitle)
+
+
+def not_fitted(shown: pd.DataFrame) -> str:
+    """Returns what a subtitle says of hollow points, if there are any."""
+    return "; hollow: too few tokens, not fitted" if shown["early"].to_numpy().any() else ""
 
 
 def predicted(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
@@ -125,7 +142,6 @@ def predicted(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         Marks(rows=shown, value="loss", points=46, hollow="early", tips=tips),
     ]
     sizes = [format_count(size) for size in sorted(shown["N"].unique())]
-    early = "; hollow: not fitted" if shown["early"].to_numpy().any() else ""
-    subtitle = f"{equation(record)}{early}"
+    subtitle = f"{equation(record)}; {EQUAL}{not_fitted(shown)}"
     color = size_color(sizes, alt.Legend())
     return lines(tables, x, y, "Measured vs predicted loss", color=color, height=360, subtitle=subtitle)
