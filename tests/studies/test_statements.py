@@ -164,7 +164,10 @@ def test_a_bound_is_told_as_at_most_or_at_least_whatever_was_decided(values, ope
 
 @pytest.mark.parametrize(
     ("unit", "text"),
-    [("in the logarithm of the loss", "0.05 lower in the logarithm of the loss, between"), ("share of texts", "0.05 lower in share of texts, between")],
+    [
+        ("in the logarithm of the loss", "0.05 lower in the logarithm of the loss, between"),
+        ("share of texts", "0.05 lower in share of texts, between"),
+    ],
 )
 def test_a_unit_that_is_a_phrase_follows_the_direction(unit, text):
     assert text in verdict(result([0.1, -0.2], unit=unit))
