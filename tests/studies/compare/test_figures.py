@@ -134,6 +134,11 @@ def test_differences_over_tokens_are_drawn_where_there_are_any():
     assert dict(zip(color["domain"], color["range"], strict=True)) == {
         name.replace("-", "\N{MINUS SIGN}"): KINDS[place] for name, place in expected.items()
     }, "a further pair of an arm takes no color of another one"
+    assert "a line ends where" in str(chart.to_dict()["title"]), "the pair has no length at equal time that it has else"
+    whole = [{**row, "value at equal time": 0.3} for row in rows]
+    assert "a line ends where" not in str(figures.over_tokens(whole, list(ARMS), "loss", 0.9).to_dict()["title"])
+    places = drawn(figures.over_tokens(several, order, "loss", 0.9), "tokens")
+    assert len(places) == 2 * len(pairs), "bars of pairs stand side by side"
     for panel in chart.to_dict()["concat"]:
         low, high = panel["layer"][0]["encoding"]["y"]["scale"]["domain"]
         assert low <= 0 <= high
