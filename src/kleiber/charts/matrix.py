@@ -62,7 +62,9 @@ def heat_map(
     low, high = domain or (float(rows["value"].min()), float(rows["value"].max()))
     fill = scale or alt.Scale(scheme=PALETTE, domain=[low, high], clamp=True)
     words: dict[str, Chart] = (
-        {"title": legend} if isinstance(legend, str) else {"title": legend.title, "legend": legend}
+        {"title": legend, "legend": alt.Legend(values=[low, high], format=".3~g")}
+        if isinstance(legend, str)
+        else {"title": legend.title, "legend": legend}
     )
     text = alt.Text("value:Q", format=style) if style and scale is None and across <= WRITTEN else None
     ink = alt.condition(f"datum.value > {low + 0.6 * (high - low)}", alt.value("black"), alt.value("white"))
