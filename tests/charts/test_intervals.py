@@ -23,22 +23,32 @@ def test_an_estimate_without_an_interval_has_a_dot_alone():
     assert len(estimates(panels, ["a", "b"], "nats", "x").to_dict()["concat"]) == 2
 
 
-def test_a_bound_is_drawn_as_one_with_the_closed_side_of_its_interval():
+def test_a_bound_has_the_closed_side_of_its_interval_and_an_arrow_to_the_open_one():
     rows = [
         {"series": name, "value": 1.0, "lo": 0.5, "hi": 1.5, "bound": bound}
-        for name, bound in zip("abcd", BOUNDS, strict=True)
+        for name, bound in zip("abcd", ["", *BOUNDS], strict=True)
     ]
     chart = estimates(rows, "abcd", "nats", "Differences").to_dict()
     drawn = {row["bound"]: row for table in chart["datasets"].values() for row in table}
     ends = {name: (row["lo"], row["hi"]) for name, row in drawn.items()}
-    assert ends == {"": (0.5, 1.5), "at most": (1.0, 1.5), "at least": (0.5, 1.0), "not bounded by": (1.0, 1.0)}
-    shape = marks(chart, "point")[0]["encoding"]["shape"]["scale"]
-    assert dict(zip(shape["domain"], shape["range"], strict=True)) == {
-        "": "circle", "at most": "triangle-left", "at least": "triangle-right", "not bounded by": "cross",
-    }  # fmt: skip
+    assert ends == {"": (0.5, 1.5), "at most": (1.0, 1.5), "at least": (0.5, 1.0), "not bounded by": (None, None)}
+    heads = [mark["mark"]["shape"] for mark in marks(chart, "point") if "shape" in mark["mark"]]
+    assert heads == ["triangle-left", "triangle-right"]
+    (word,) = marks(chart, "text")
+    assert word["encoding"]["text"] == {"value": "undetermined"} and drawn["not bounded by"]["value"] is None
     assert all(text in str(chart["title"]["subtitle"]) for text in ("at most", "at least", "either side"))
-    alone = estimates([{**rows[1], "lo": None, "hi": None}], "b", "nats", "Differences").to_dict()
-    assert not marks(alone, "rule")
+
+
+@pytest.mark.parametrize("bound", ["at most", "at least"])
+def test_an_arrow_has_room_on_its_side_of_the_axis(bound):
+    rows = [
+        {"series": name, "value": value, "lo": None, "hi": None, "bound": bound}
+        for name, value in (("a", 0.0), ("b", 1.0))
+    ]
+    chart = estimates(rows, "ab", "nats", "Differences").to_dict()
+    low, high = marks(chart, "point")[0]["encoding"]["x"]["scale"]["domain"]
+    assert low < -0.1 if bound == "at most" else high > 1.1
+    assert len(marks(chart, "rule")) == 1, "the arrow alone, without an interval"
 
 
 def test_a_second_value_and_a_hollow_dot_are_drawn():
@@ -86,7 +96,7 @@ def test_panels_with_the_same_lines_name_them_once():
 def test_a_symlog_axis_has_ticks_on_both_sides_of_0():
     rows = [{"series": name, "value": value, "lo": None, "hi": None} for name, value in {"a": -5.0, "b": 88.0}.items()]
     x = marks(estimates(rows, "ab", "%", "x", symlog=True).to_dict(), "point")[0]["encoding"]["x"]
-    assert x["scale"]["type"] == "symlog" and x["axis"]["values"] == [-3, -1, 0, 1, 3, 10, 30]
+    assert x["scale"]["type"] == "symlog" and x["axis"]["values"] == [-3, -1, 0, 1, 3, 10, 30, 100]
 
 
 @pytest.mark.slow

@@ -29,6 +29,14 @@ def test_cells_without_a_color_leave_the_scale_to_the_others():
         assert rect["encoding"]["color"]["condition"]["scale"]["domain"] == [-limit, limit]
 
 
+@pytest.mark.parametrize(("change", "limit"), [(0.076, 0.08), (-3.72, 4.0), (0.3, 0.3), (-0.0999, 0.1), (1.0, 1.0)])
+def test_the_ends_of_the_legend_are_round_and_those_of_the_colors(change, limit):
+    cells = pd.DataFrame({"task": ["a"], "arm": ["b"], "value": [1.0], "change": [change]})
+    (rect,) = marks(change_matrix(cells, alt.X("task:N"), alt.Y("arm:N"), "change", "R").to_dict(), "rect")
+    color = rect["encoding"]["color"]["condition"]
+    assert color["scale"]["domain"] == [-limit, limit] and color["legend"]["values"] == [-limit, 0, limit]
+
+
 def test_values_of_few_columns_are_written_into_cells():
     axes = alt.X("head:O"), alt.Y("layer:O")
     for heads, texts in ((4, 1), (40, 0)):

@@ -37,6 +37,20 @@ def test_more_than_six_arms_are_small_multiples_beside_the_reference(number, pan
     for panel in drawn.get("concat", []):
         rows = [row for name in re.findall(r"data-[0-9a-f]+", str(panel)) for row in drawn["datasets"][name]]
         assert {row["series"] for row in rows} == {"arm 0", panel["title"]}
+        widths = [line["mark"]["strokeWidth"] for line in marks(panel, "line")]
+        assert widths[0] > widths[1], "the reference is a broad line behind the other"
+        assert all(point["encoding"].get("shape", {}).get("legend", None) is None for point in marks(panel, "point"))
+    assert ("gray: arm 0" in str(drawn["title"])) == (panels > 0)
+
+
+def test_panels_that_do_not_compare_have_scales_colors_and_legends_of_their_own():
+    rows = [("low", "a", 1.0), ("low", "b", 2.0), ("high", "c", 8.0), ("high", "d", 9.0)]
+    rows = pd.DataFrame([(*row, x) for row in rows for x in (1, 2)], columns=["panel", "series", "value", "x"])
+    drawn = seed_lines(rows, alt.X("x:Q"), "loss", [*"abcd"], "Loss vs x", own_scales=True).to_dict()
+    assert drawn["resolve"]["scale"] == {"color": "independent", "shape": "independent"}
+    points = [marks(panel, "point")[0]["encoding"] for panel in drawn["concat"]]
+    assert [point["color"]["scale"]["domain"] for point in points] == [["a", "b"], ["c", "d"]]
+    assert points[0]["y"]["scale"]["domain"][1] < points[1]["y"]["scale"]["domain"][0]
 
 
 @pytest.mark.parametrize("log", [False, True])

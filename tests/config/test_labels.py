@@ -8,9 +8,10 @@ from kleiber.config.labels import data_label, readable
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("no_qk_norm", "no QK-norm"), ("moe", "mixture of experts"), ("dense_total", "dense total"), ("mcc",
-        "Matthews correlation"), ("lstm_8", "LSTM 8"), ("plain", "plain"), ("full", "full"), ("width 64", "width 64"),
-        ("boolq", "BoolQ"), ("ag_news", "AG News"), ("agem", "A-GEM"), ("lossfree", "loss-free"),
+        ("no_qk_norm", "no QK-norm"), ("moe", "mixture of experts"), ("dense_total", "dense of equal parameters"),
+        ("mcc", "Matthews correlation"), ("lstm_8", "LSTM 8"), ("plain", "plain"), ("full", "full"),
+        ("width 64", "width 64"), ("boolq", "BoolQ"), ("ag_news", "AG News"),
+        ("agem", "A-GEM"), ("lossfree", "loss-free"),
     ],
 )  # fmt: skip
 def test_names_have_spaces_and_the_labels_of_choices_and_others_stay(name, text):

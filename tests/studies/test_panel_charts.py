@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from kleiber.records.catalog import read_runs
+from kleiber.studies.compare.chart_forms import shifted
 from kleiber.studies.panel import Panel
-from kleiber.studies.panel_charts import far_away, shifted
+from kleiber.studies.panel_charts import are_clear, far_away, within_limits
 
 from .colors import colors
 from .panels import LOSS, draw_all, plant
@@ -73,11 +74,37 @@ def test_lines_are_named_at_their_ends_and_reach_the_reference(runs):
     lines = {**SHOWN, "form": "lines", "x": "size", "measures": "loss", "series": "arm"}
     figures = charts(runs, {**lines, "name": "one"}, {**lines, "name": "runs", "runs": True})
     one = figures["one"]
-    assert "dashed: human text" in str(one["title"]["subtitle"]) and "90% intervals" in str(one["title"]["subtitle"])
+    assert "dashed gray: human text" in str(one["title"]["subtitle"]) and "90% intervals" in str(
+        one["title"]["subtitle"]
+    )
     assert any(row.get("reference") == 2.0 for row in datasets(one))
     assert "text" in str(one["layer"][-1]["mark"]), "lines that end together are named there"
     assert "intervals" not in str(figures["runs"]["title"]["subtitle"])
     assert len([row for row in datasets(figures["runs"]) if row.get("run")]) == 18
+
+
+def test_names_stand_at_lines_only_where_they_fit_and_no_dashed_line_strikes_them():
+    names = pd.DataFrame({"value": [1.0, 2.0], "height": [1.0, 2.0], "reference": [np.nan, np.nan]})
+    assert are_clear(names, spread=2.0)
+    assert not are_clear(names.assign(height=[1.0, 2.2]), spread=2.0), "a name away from its line"
+    assert not are_clear(names.assign(reference=1.01), spread=2.0), "a name on the dashed line"
+
+
+def test_intervals_end_at_the_limits_of_their_measure_where_there_are_any():
+    rows = pd.DataFrame({"measure": ["share", "loss"], "lo": [-0.2, -0.2], "hi": [1.2, np.nan]})
+    cut = within_limits(rows, {"share": [0, 1]})
+    assert cut["lo"].tolist() == [0.0, -0.2] and cut["hi"].iloc[0] == 1.0 and np.isnan(cut["hi"].iloc[1])
+    pd.testing.assert_frame_equal(within_limits(rows, {}), rows)
+
+
+def test_panels_of_several_keys_are_in_the_order_of_the_first_and_have_one_scale(runs):
+    node = {**SHOWN, "name": "a", "form": "estimates", "line": "size", "panel": ["arm", "measure"]}
+    (chart,) = charts(runs, {**node, "x_titles": {"share": "share of all"}}).values()
+    headings = [panel["title"]["text"] for panel in chart["concat"]]
+    assert headings == [f"{arm}, {name}" for arm in ("base", "new", "plain") for name in ("loss", "share")]
+    axes = [panel["layer"][-1]["encoding"]["x"] for panel in chart["concat"]]
+    assert len({str(axis["scale"]["domain"]) for axis in axes}) == 1
+    assert [axis["title"].partition("\N{EM SPACE}")[0] for axis in axes[:2]] == ["nats", "share of all"]
 
 
 def test_lines_of_differences_have_0_for_reference_and_no_name_of_another(runs):
@@ -146,7 +173,7 @@ def test_claims_are_drawn_with_the_intervals_that_decide_them(runs):
         row = drawn[f"new \N{MINUS SIGN} {other}"]
         assert [row["value"], row["lo"], row["hi"]] == [getattr(result.estimate, end) for end in ("value", "lo", "hi")]
     assert drawn["new \N{MINUS SIGN} plain"]["other"] == -0.05 and drawn["new \N{MINUS SIGN} start"]["other"] is None
-    assert "hold together" in str(figures["a"]["title"]["subtitle"]) and "ticks" in str(figures["a"]["title"])
+    assert "simultaneous" in str(figures["a"]["title"]["subtitle"]) and "ticks" in str(figures["a"]["title"])
     (row,) = [row for row in datasets(figures["b"]) if "value" in row]
     assert (row["lo"], row["hi"]) == (found.claims[0].estimate.lo, found.claims[0].estimate.hi), "as on the page"
 

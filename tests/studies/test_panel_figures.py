@@ -38,6 +38,8 @@ def test_figures_of_known_tables_measures_and_keys_are_accepted():
         ({**SCATTER, "path": {"tabel": "Means"}}, r"path\.tabel"),
         ({**SCATTER, "fit": {"by": "data"}}, r"fit\.by: data"),
         ({**SCATTER, "pale": {"data": "a"}}, r"pale: data"),
+        ({"form": "estimates", "x": None, "x_titles": {"accuracy": "share"}}, r"x_titles: accuracy"),
+        ({"form": "estimates", "x": None, "limits": {"accuracy": [0, 1]}}, r"limits: accuracy"),
     ],
 )
 def test_a_wrong_figure_is_refused_with_its_key(change, message):

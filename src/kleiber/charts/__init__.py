@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         in_rows,
         kind_color,
         loss_axis,
+        over,
         pointed,
         span,
         values_axis,

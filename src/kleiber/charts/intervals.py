@@ -21,14 +21,16 @@ from kleiber.charts.theme import (
     span,
 )
 
-BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains it
-    "": ("circle", ""),
-    "at most": ("triangle-left", "arrow to the left: at most"),
-    "at least": ("triangle-right", "arrow to the right: at least"),
-    "not bounded by": ("cross", "cross: could be on either side"),
+BOUNDS = {  # how a subtitle explains an estimate that is a bound
+    "at most": "arrow to the left: at most",
+    "at least": "arrow to the right: at least",
+    "not bounded by": "undetermined: could be on either side",
 }
+OPEN = {"at most": ("triangle-left", 0), "at least": ("triangle-right", 1)}  # head of an arrow, and its end of the axis
 NUMBERS = ["value", "lo", "hi", "reference", "other"]  # columns of values of an axis
 PLAIN = "#333"  # of lines that their names tell from each other
+END = 1.4  # factor by which an axis that is logarithmic away from 0 extends beyond the largest value
+HEAD, ROOM = 5, 0.15  # distance of the head of an arrow from the end of the axis; its least length, as a share of that
 LETTER, BESIDE, LONG = 5.5, 120, 24  # width of a letter; space for the names of lines of WIDTH; long names, in letters
 OTHER = {"shape": "diamond", "filled": False, "size": 60, "color": "#0072B2"}  # of the second value of a line
 
@@ -43,10 +45,11 @@ def estimates(
     """Dots with their intervals, where they have any: a panel for each `panel` of the rows.
 
     rows    series (an arm), value, lo, hi; name, the label of the line if not the arm; panel; bound, a key of BOUNDS:
-            of a bound, a triangle points to the side that is open, and only the other side of the interval is drawn;
-            reference, a value at which the panel has a dashed line; hollow, whether the dot is; other, a second value;
-            better, the side of the axis that is, of all rows of a panel: lower, higher or none; below, the title of the
-            axis of a panel, by default `x_title`
+            of a bound, an arrow runs from the dot to the side that is open, and only the other side of the interval is
+            drawn; of a value that nothing bounds there is a word in place of the dot; reference, a value at which the
+            panel has a dashed line; hollow, whether the dot is; other, a second value; better, the side of the axis
+            that is, of all rows of a panel: lower, higher or none; below, the title of the axis of a panel, by default
+            `x_title`
     order   all series of the page, for their colors, which lines have if all are methods that other figures show
     zero    draws a dashed line at 0
     domain  of the horizontal axis, by default over the values of each panel
@@ -63,7 +66,7 @@ def estimates(
     """
     shown = _table(rows, zero)
     kinds = [name for name in BOUNDS if name in set(shown["bound"])]
-    shape = (_shape_of_series(order) if dodge else _shape_of_bounds(kinds)) if shape is None else shape
+    shape = _shape_of_series(order) if shape is None and dodge else shape
     color = color or color_of(order, set(shown["series"]), dodge)
     sort, shared = _lines_of(shown, sort, by_effect)
     longest, drawn = max(map(len, shown["name"])), len(set(shown["panel"]))
@@ -72,8 +75,8 @@ def estimates(
     panels = []
     for at, (heading, part) in enumerate(shown.groupby("panel", sort=False)):
         names = sort if shared else list(dict.fromkeys(part["name"]))
-        scale = span((part if own_scales else shown)[NUMBERS].to_numpy(dtype=float).ravel())
-        scale = alt.Scale(domain=domain) if domain else scale
+        scale = span(_extent(part if own_scales else shown))
+        scale = alt.Scale(domain=domain, padding=6, nice=False) if domain else scale
         title_below = pointed(str(part["below"].iloc[0]) or x_title, str(part["better"].iloc[0]))
         x = symlog_axis(title_below, scale) if symlog else linear_axis(title_below, scale, 4 if columns > 1 else 6)
         beside = alt.Axis(labelLimit=340, labels=not shared or at % columns == 0)
@@ -84,13 +87,13 @@ def estimates(
         hints = [*(alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")), *tips]
         dots = _dots(base if shape is None else base.encode(shape=shape), part, color, 60 if dodge else 50)
         dots = dots.encode(x=x, tooltip=["name:N", "series:N", *hints])
-        layers = _with_intervals(dots, base, part, x, other)
+        layers = [*_with_intervals(dots, base, part, x, other), *_open_ends(base, part, x, width)]
         size = {"width": width, "height": step * len(names) + 10}
         panels.append(
             alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11, frame="group"), **size)
         )
     bent = "the axis is logarithmic away from 0" if symlog else ""
-    notes = "; ".join(filter(None, (subtitle, bent, *(BOUNDS[name][1] for name in kinds))))
+    notes = "; ".join(filter(None, (subtitle, bent, *(BOUNDS[name] for name in kinds))))
     return in_rows(panels, title, notes, columns)
 
 
@@ -104,6 +107,33 @@ def _with_intervals(dots: Chart, base: Chart, part: pd.DataFrame, x: Chart, othe
         layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=over(x, "lo"), x2="hi:Q"))
     if np.isfinite(part["reference"].to_numpy(dtype=float)).any():
         layers.insert(0, reference_line(x, float(part["reference"].iloc[0])))
+    return layers
+
+
+def _extent(rows: pd.DataFrame) -> np.ndarray:
+    """Returns the values of an axis, with room for the arrows of bounds."""
+    values = rows[NUMBERS].to_numpy(dtype=float).ravel()
+    room = ROOM * (np.nanmax(values) - np.nanmin(values))
+    tips = rows["value"] + rows["bound"].map({"at most": -room, "at least": room})
+    return np.append(values, tips.to_numpy(dtype=float))
+
+
+def _open_ends(base: Chart, part: pd.DataFrame, x: Chart, width: int) -> list:
+    """Returns arrows from bounds to the side that is open, and words where nothing bounds a value."""
+    layers, ends = [], x["scale"]["domain"]
+    for bound, (head, end) in OPEN.items():
+        if (part["bound"] == bound).any():
+            arrow = base.transform_filter(alt.datum["bound"] == bound)
+            tip = alt.XValue(HEAD if end == 0 else width - HEAD)
+            layers.append(arrow.mark_rule(strokeWidth=1.2, opacity=0.6).encode(x=x, x2=alt.X2Value(tip["value"])))
+            layers.append(arrow.mark_point(shape=head, filled=True, size=70, opacity=1).encode(x=tip))
+    if (part["bound"] == "not bounded by").any():
+        at = float(part["reference"].iloc[0])
+        right = np.isfinite(at) and at > sum(ends) / 2  # the word stands on the side of the dashed line with more room
+        style = {"align": "right" if right else "left", "dx": -6 if right else 6, "fontSize": 10, "fontStyle": "italic"}
+        place = over(x, "reference") if np.isfinite(at) else alt.XValue(0)
+        words = base.transform_filter(alt.datum["bound"] == "not bounded by").mark_text(**style, color="#333")
+        layers.append(words.encode(x=place, text=alt.value("undetermined"), color=alt.value("#333")))
     return layers
 
 
@@ -137,12 +167,14 @@ def _dots(base: Chart, part: pd.DataFrame, color: Chart, area: int) -> Chart:
 
 def linear_axis(title: str, scale: alt.Scale, ticks: int) -> alt.X:
     """Returns a linear axis of values with about so many ticks."""
-    return alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=ticks, labelOverlap=True))
+    return alt.X(
+        "value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=ticks, labelOverlap=True, labelFlush=False)
+    )
 
 
 def symlog_axis(title: str, scale: alt.Scale) -> alt.X:
     """Returns an axis over the domain of a linear scale that draws large values closer to 0."""
-    low, high = scale["domain"]
+    low, high = scale["domain"][0], END * scale["domain"][1]  # with a tick beyond the largest values
     bent = alt.Scale(type="symlog", constant=1, domain=[low, high], nice=False)
     return alt.X("value:Q", title=title, scale=bent, axis=alt.Axis(values=symlog_ticks(low, high), labelOverlap=True))
 
@@ -154,11 +186,15 @@ def symlog_ticks(low: float, high: float) -> list[float]:
 
 
 def _table(rows: Sequence[Mapping[str, object]], zero: bool) -> pd.DataFrame:
-    """Returns the rows with all columns; of a bound, the open end of the interval is the value."""
+    """Returns the rows with all columns; of a bound, the open end of the interval is the value.
+
+    A value that nothing bounds is nan.
+    """
     common = {"panel": "", "bound": "", "reference": 0.0 if zero else np.nan, "hollow": False, "other": np.nan,
               "better": "none", "below": ""}  # fmt: skip
     shown = pd.DataFrame([{**common, "name": row["series"], **row} for row in rows])
     shown = shown.replace([np.inf, -np.inf], np.nan).astype({"lo": float, "hi": float, "other": float})
+    shown[["value", "lo", "hi"]] = shown[["value", "lo", "hi"]].where(shown["bound"] != "not bounded by")
     for end, closed in (("lo", ("", "at least")), ("hi", ("", "at most"))):
         shown[end] = shown[end].where(shown["bound"].isin(closed) | shown[end].isna(), shown["value"])
     return shown
@@ -167,9 +203,3 @@ def _table(rows: Sequence[Mapping[str, object]], zero: bool) -> pd.DataFrame:
 def _shape_of_series(order: Sequence[str]) -> Chart:
     """Returns the encoding of series as shapes, which the legend of their colors has too."""
     return alt.Shape("series:N", title=None, sort=[*order], scale=alt.Scale(domain=[*order]))
-
-
-def _shape_of_bounds(kinds: Sequence[str]) -> Chart:
-    """Returns the encoding of bounds as shapes; None where there are none."""
-    scale = alt.Scale(domain=kinds, range=[BOUNDS[name][0] for name in kinds])
-    return alt.Shape("bound:N", scale=scale, legend=None) if kinds[1:] or "" not in kinds else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import altair as alt
@@ -25,9 +26,11 @@ def change_matrix(
     style    format of the values
     """
     largest = float(rows["change"].abs().max())  # nan without a colored cell
-    limit = largest if largest > 0 else 1.0
+    step = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
+    limit = round(math.ceil(largest / step - 1e-9) * step, 12) if largest > 0 else 1.0  # round, as the legend has it
     fill = alt.Scale(scheme="redblue", domain=[-limit, limit], reverse=worse)
-    color = alt.Color("change:Q", title=legend, scale=fill, legend=alt.Legend(gradientLength=120, titleLimit=200))
+    ticks = alt.Legend(gradientLength=120, titleLimit=200, values=[-limit, 0, limit], format="~g")
+    color = alt.Color("change:Q", title=legend, scale=fill, legend=ticks)
     color = alt.condition("isValid(datum.change)", color, alt.value("white"))
     ink = alt.condition(f"abs(datum.change) > {0.6 * limit}", alt.value("white"), alt.value("#222"))
     text = alt.Text("text:N") if "text" in rows else alt.Text("value:Q", format=style)
@@ -59,7 +62,9 @@ def heat_map(
     low, high = domain or (float(rows["value"].min()), float(rows["value"].max()))
     fill = scale or alt.Scale(scheme=PALETTE, domain=[low, high], clamp=True)
     words: dict[str, Chart] = (
-        {"title": legend} if isinstance(legend, str) else {"title": legend.title, "legend": legend}
+        {"title": legend, "legend": alt.Legend(values=[low, high], format=".3~g")}
+        if isinstance(legend, str)
+        else {"title": legend.title, "legend": legend}
     )
     text = alt.Text("value:Q", format=style) if style and scale is None and across <= WRITTEN else None
     ink = alt.condition(f"datum.value > {low + 0.6 * (high - low)}", alt.value("black"), alt.value("white"))

@@ -30,6 +30,7 @@ from kleiber.charts.theme import (
 )
 
 MOST = 6  # arms in one panel
+BEHIND = "#AAAAAA"  # of the first arm, over which the others are drawn
 SMALL = {"width": 235, "height": 165}  # of a panel
 
 
@@ -233,43 +234,70 @@ def arm_color(order: Sequence[str] | Mapping[str, str], shown: Sequence[str], le
     return kind_color(shown if legend else order, "series", alt.Legend() if legend else None, order)
 
 
-def small_multiples(panel: Callable[[Sequence[str]], Chart], order: Sequence[str], title: str, subtitle: str) -> Chart:
-    """Returns one chart of all arms, or a panel for each arm with the reference beside it."""
+def small_multiples(
+    panel: Callable[[Sequence[str]], Chart], order: Sequence[str], title: str, subtitle: str, reference: str = "black"
+) -> Chart:
+    """Returns one chart of all arms, or a panel for each arm with the reference beside it.
+
+    reference  the color of the reference in words
+    """
     if len(order) <= MOST:
         return with_title(panel(order), title, subtitle=subtitle)
     panels = [panel([order[0], name]).properties(title=name, **SMALL) for name in order[1:]]
-    return in_rows(panels, title, f"{order[0]} in black; {subtitle}" if subtitle else f"{order[0]} in black")
+    return in_rows(panels, title, "; ".join(filter(None, [f"{reference}: {order[0]}, in every panel", subtitle])))
 
 
 def seed_lines(
     rows: Rows, x: alt.X, y_title: str, order: Sequence[str] | Mapping[str, str], title: str, log: bool = False,
-    zero: bool = False, own_scales: bool = False, subtitle: str = "",
+    reference: float | None = None, own_scales: bool = False, subtitle: str = "",
 ) -> Chart:  # fmt: skip
     """A line over the means of seeds for each arm, with a small point for each seed.
 
     rows        columns series, value, that of `x`; lo and hi, ends of bars; panel, a panel for each value
     order       the series of all figures of the page, or their colors
     log         whether the vertical axis is logarithmic
-    zero        draws a dashed line at 0
-    own_scales  whether each panel has a vertical scale of its own; otherwise all have one
+    reference   a value at which there is a dashed line
+    own_scales  whether each panel has a vertical scale, colors and a legend of its own; otherwise all have one
+
+    Arms in panels of their own are drawn over the first arm, which is a broad gray line.
     """
     drawn = [name for name in order if name in set(rows["series"])]
-    shape = alt.Shape("series:N", title=None, sort=drawn, scale=alt.Scale(domain=drawn)) if drawn[1:] else None
-    marks, reference = Marks(rows=rows, line=1.5, mean=True, points=28, bars=0.6, shape=shape), 0.0 if zero else None
+    several = "panel" not in rows and len(drawn) > MOST
+    marks = Marks(rows=rows, line=1.5, mean=True, points=28, bars=0.6, shape=shape_of(drawn, not several))
     y = alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=6))
+    if "panel" in rows and own_scales:
+        panels = []
+        for name, part in rows.groupby("panel", sort=False):
+            names, axis = [arm for arm in drawn if arm in set(part["series"])], y.copy(deep=False)
+            own = replace(marks, rows=part, shape=shape_of(names))
+            axis["scale"] = scale_over([own], log, reference)
+            panels.append(draw([own], x, axis, arm_color(names, names)).properties(title=str(name), **SMALL))
+        return in_rows(panels, title, subtitle).resolve_scale(color="independent", shape="independent")
     if "panel" in rows:
         return lines(
             [marks], x, y, title, color=arm_color(order, drawn), subtitle=subtitle, reference=reference, panel="panel",
-            log=log, own_scales=own_scales,
+            log=log,
         )  # fmt: skip
     y["scale"] = scale_over([marks], log, reference)
+    dashed = [] if reference is None else [reference_line(y, reference)]
 
     def panel(arms: Sequence[str]) -> Chart:
         """The panel of some of the arms."""
-        part, color = replace(marks, rows=rows[rows["series"].isin(arms)]), arm_color(order, arms, len(drawn) <= MOST)
-        return draw([part], x, y, color, [reference_line(y, 0.0)] if zero else [])
+        parts = [replace(marks, rows=rows[rows["series"].isin(arms)])]
+        if several:
+            first, other = (replace(marks, rows=rows[rows["series"] == name]) for name in arms)
+            parts = [replace(first, line=4, points=44, bars=0, opacity=0.5, color=BEHIND, shape=None), other]
+        return draw(parts, x, y, arm_color(order, arms, not several), dashed)
 
-    return small_multiples(panel, drawn, title, subtitle)
+    return small_multiples(panel, drawn, title, subtitle, reference="gray")
+
+
+def shape_of(names: Sequence[str], legend: bool = True) -> alt.Shape | None:
+    """Returns the encoding of series as shapes; None for one series."""
+    if not names[1:]:
+        return None
+    scale = alt.Scale(domain=[*names])
+    return alt.Shape("series:N", title=None, sort=[*names], scale=scale, legend=alt.Undefined if legend else None)
 
 
 def line_chart(

@@ -56,7 +56,7 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
         tables, log_axis("compute", "training compute (FLOPs)", at), y, reference=0.0,
         title=f"Loss with {readable(change.name)} relative to {readable(plain)} vs training compute",
         color=kind_color(["fitted", "held out"], "fitted", legend, ["", "fitted", "held out"]),
-        subtitle=f"{level:.0%} intervals over seeds; line and band: fitted, dashed where extrapolated",
+        subtitle=f"{level:.0%} intervals over seeds; line and band: fitted to blue points, dashed: extrapolated",
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from kleiber.studies.compare.frontier import (
     EQUAL,
     EqualTarget,
     averaged,
-    best_settings,
     require_common_base,
 )
 from kleiber.studies.compare.labels import text_labels
@@ -34,6 +33,7 @@ from kleiber.studies.compare.rows import (
     REPLAY,
     Rows,
     adapter_arms,
+    is_fine_tuned,
     label,
     mean,
     method_of,
@@ -111,7 +111,7 @@ class Forgetting(EqualTargetStudy):
             claims=record["results"],
             caveats=record["complaints"],
             tables={title: rows for title, rows in tables.items() if rows},
-            figures=figures(record),
+            figures=forgetting_figures(record),
             methods=methods(self, record["seed_noise"]),
             measure="F",
         )
@@ -136,6 +136,7 @@ class Forgetting(EqualTargetStudy):
             "loads": load_table(rows, chosen, self.level),
             "seed_noise": {"F": noise["F"].sd, "df": noise["F"].df, "target": noise["target"].sd},
             "complaints": self.complaints(target), "texts": text_labels(runs),
+            "new": sorted({task for run in runs if is_fine_tuned(run) for task in run.stage["tasks"]}),
         }  # fmt: skip
 
     def rows(self, runs: Sequence[Run]) -> Rows:
@@ -218,6 +219,14 @@ def wording(claim: Claim) -> str:
     return statement(claim, MEASURES[claim.measure], NATS, lambda _, value: label(str(value))) + at_best
 
 
+def forgetting_figures(record: Json) -> Figures:
+    """Returns the figures that the runs allow, by name."""
+    from kleiber.studies.compare.forgetting_figures import figures  # late, for the libraries of charts
+
+    gaps = [{**difference_row(result), "bound": bound_of(result)} for result in record["between_arms"]]
+    return figures(record, [gap for gap in gaps if gap["value"] is not None])
+
+
 def difference_row(result: Result) -> Json:
     """Returns the row of the table of differences between two arms."""
     arm, against = arms_of(result.claim)
@@ -293,54 +302,6 @@ METHODS = (
     "says otherwise. Expert loads are the share of assignments by expert on fixed held-out text; distances are total "
     "variation. After Biderman et al. 2024, arXiv:2405.09673, and Bethune et al. 2025, arXiv:2502.06042."
 )
-
-
-def figures(record: Json) -> Figures:
-    """Returns the figures that the runs allow, by name."""
-    from kleiber.charts.intervals import estimates
-    from kleiber.studies.compare import chart_forms
-    from kleiber.studies.compare import figures as drawing
-
-    study, rows, order, at = (record[name] for name in ("study", "rows", "order", "at"))
-    names = [label(arm) for arm in order]
-    charts: Figures = {"pareto": lambda: chart_forms.frontier(record["points"], order, at)}
-    reached = [
-        {**row, "series": label(row["method"]), "value": row["F"], "better": "lower"}
-        for row in record["matched"]
-        if row["reached"]
-    ]
-    if reached and at is not None:
-        title = f"Forgetting at a target loss of {at:.3g} nats"
-        note = f"points: means over bases; bars: {study.level:.0%} intervals; dashed: {label(order[0])}"
-        charts["matched"] = lambda: estimates(
-            reached, names, chart_forms.FORGETTING, title, subtitle=note, by_effect=True
-        )
-    rows_drawn = [{**difference_row(result), "bound": bound_of(result)} for result in record["between_arms"]]
-    gaps = [
-        {**row, "series": row["arm"], "panel": row["difference in"], "better": "lower"}
-        for row in rows_drawn
-        if row["value"] is not None
-    ]
-    if gaps:
-        plain = " or ".join(dict.fromkeys(row["against"] for row in gaps))
-        charts["differences"] = lambda: estimates(
-            gaps, names, "difference (nats per token)", f"Differences from {plain}", zero=True, by_effect=True,
-            subtitle=f"all {study.level:.0%} intervals hold together; dashed: no difference",
-        )  # fmt: skip
-    keys = record["chosen"][CELL]
-    paths = rows.merge(keys, on=CELL)[["method", "seed", "path"]].explode("path").dropna()
-    if len(paths):
-        steps = paths.assign(step=paths["path"].str[0].astype(float), F=paths["path"].str[1].astype(float))
-        steps = steps[steps["step"] > 0]
-        charts["trajectory"] = lambda: drawing.over(steps, "step", "F", order, drawing.CHOSEN)
-    if rows["lr"].nunique() > 1:
-        trained = rows[~on_line(rows["method"])]
-        best = best_settings(trained, ["method", "lr"], ["setting", "tokens"], "target")
-        charts["tuning"] = lambda: drawing.over(trained.merge(best, on=CELL), "lr", "target", order)
-    charts["matrix"] = lambda: drawing.task_losses(rows, keys, order, record["texts"])
-    if record["loads"]:
-        charts["loads"] = lambda: drawing.loads(record["loads"], names)
-    return charts
 
 
 def shifts(run: Run) -> Shifts:

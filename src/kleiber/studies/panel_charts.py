@@ -17,6 +17,7 @@ from kleiber.charts.series import Marks, arm_color, end_names, lines, scale_over
 from kleiber.charts.theme import (
     BLUE,
     HEIGHT,
+    LABEL_GAP,
     PALETTE,
     Chart,
     Rows,
@@ -27,6 +28,7 @@ from kleiber.charts.theme import (
     size_color,
     span,
 )
+from kleiber.studies.compare.chart_forms import DODGE, shifted
 from kleiber.studies.panel_declaration import Measure, mapping, texts
 from kleiber.studies.panel_figures import (
     MEASURE,
@@ -46,11 +48,11 @@ from kleiber.studies.panel_figures import (
 )
 from kleiber.studies.panel_view import View
 
-DODGE = 0.012  # distance of lines that share values of the horizontal axis, so that their intervals are seen
 LINE = "#999"
 PALE = 0.4  # opacity of pale points
 TICK = {"shape": "M0,-1L0,1", "filled": False, "size": 160, "strokeWidth": 2, "color": BLUE}  # at bounds of claims
 STEP = 24  # height of a line of estimates
+MANY = 60  # points from which on they are small and translucent
 HALF = 0.5  # of the scale of a measure, from which on its axis has all of it
 
 
@@ -64,10 +66,13 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
         rows = rows.assign(name=names_of(rows, view, line) if line else rows["series"])
     else:
         rows = rows.assign(name=renamed(rows["name"], mapping(node.get("names"), "names")))
+    rows = within_limits(rows, mapping(node.get("limits"), "limits"))
     rows = rows.assign(better=[view.measures[name].better for name in rows["measure"]])
     rows = rows if node.get("sort") is False else by_effect(rows, line)
     kept = ["series", "name", "panel", "value", "lo", "hi", "reference", "better", *(["below"] if by_measure else [])]
     kept += ["other"] if "other" in rows else []
+    panels = texts(node.get("panel"), "panel")
+    rows = rows if len(panels) < 2 else rows.loc[in_order(rows, view, panels)]
     measure, shares = view.measures[str(rows["measure"].iloc[0])], rows[["value", "lo", "hi"]].to_numpy(dtype=float)
     limits = (
         None if by_measure or contrasts(node, view) or np.nanmax(shares) - np.nanmin(shares) < HALF else measure.limits
@@ -75,9 +80,23 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     title, dodge = text(node, "x_title") or value_title(node, view, rows), bool(line) and not {*series} <= {*line}
     return estimates(
         rows[kept].to_dict("records"), order, title, text(node, "title"), subtitle=note_of(node, view, rows),
-        dodge=dodge, own_scales=by_measure or measure.limits is None, domain=limits,
+        dodge=dodge, own_scales=len(panels) < 2 and (by_measure or measure.limits is None), domain=limits,
         step=36 if dodge else STEP, other=TICK,
     )  # fmt: skip
+
+
+def in_order(rows: Rows, view: View, keys: Sequence[str]) -> Rows:
+    """Returns the index of rows sorted by the levels of keys, the first of them slowest."""
+    levels = {**view.levels, MEASURE: [*view.measures]}
+    ranks = pd.DataFrame({key: rows[key].map({value: at for at, value in enumerate(levels[key])}) for key in keys})
+    return ranks.sort_values([*keys], kind="stable").index
+
+
+def within_limits(rows: Rows, limits: Mapping[str, object]) -> Rows:
+    """Returns the rows with the ends of intervals inside the limits of their measures, such as those of shares."""
+    ends = pd.DataFrame(limits, index=["low", "high"])
+    lows, highs = (rows["measure"].map(ends.loc[end]).astype(float) for end in ends.index)
+    return rows.assign(lo=rows["lo"].clip(lower=lows), hi=rows["hi"].clip(upper=highs))
 
 
 def renamed(names: Rows, others: Mapping[str, object]) -> Rows:
@@ -97,9 +116,11 @@ def by_effect(rows: Rows, line: Sequence[str]) -> Rows:
 
 def unit_title(node: Node, view: View, name: str) -> str:
     """Returns the title of the axis of a panel of one measure: its unit."""
-    unit = view.measures[name].unit
+    measure, titles = view.measures[name], mapping(node.get("x_titles"), "x_titles")
+    if name in titles:
+        return str(titles[name])
     named = text(node, "x_title") or ("difference" if contrasts(node, view) else "")
-    return f"{named} ({unit})" if named and unit else named or unit
+    return f"{named} ({measure.unit})" if named and measure.unit else named or measure.unit or measure.label
 
 
 def contrasts(node: Node, view: View) -> bool:
@@ -119,28 +140,33 @@ def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     (rows, order), (runs, _) = frames
     rows = rows.assign(lo=np.nan, hi=np.nan) if node.get("runs") else rows
     drawn, dashes = [name for name in order if name in set(rows["series"])], list(dict.fromkeys(rows["dash"]))
-    apart = drawn if runs.empty else []  # intervals need room, points of runs do not
-    rows, runs = (part.assign(at=shifted(part, x, apart, bool(node.get("linear")))) for part in (rows, runs))
+    apart = [f"{name} {dash}" for name in drawn for dash in dashes] if runs.empty else []  # intervals need room
+    by = DODGE * (2 if panel else 1)  # panels are half as wide
+    rows, runs = (with_places(part, x, apart, bool(node.get("linear")), by) for part in (rows, runs))
     ends = rows.loc[rows.groupby(["series", "dash"])[x].idxmax()]
-    direct = not panel and len(dashes) == 1 and ends[x].nunique() == 1 and ends["series"].nunique() > 1
     styles = alt.Scale(domain=dashes, range=[*([2 + 2 * n, 3] for n in range(len(dashes) - 1)), [1, 0]])
     legend = alt.Legend() if dashes[1:] else None
     means = Marks(
-        rows=rows, line=1.6, bars=0.7, points=44 if runs.empty else 14,
+        rows=rows, line=1.6, bars=0.7, points=30 if panel else 44,
         dash=alt.StrokeDash("dash:N", title=None, sort=dashes, scale=styles, legend=legend),
         shape=alt.Shape("series:N", scale=alt.Scale(domain=drawn), legend=None),
         tips=["series:N", f"{x}:Q", alt.Tooltip("value:Q", format=".4f")],
     )  # fmt: skip
-    tables = [means, *([Marks(rows=runs, points=12, opacity=0.6)] if len(runs) else [])]
+    tables = [means, *([Marks(rows=runs, points=12, opacity=0.5)] if len(runs) else [])]
     scale = scale_over(tables, bool(node.get("log")), float(rows["reference"].iloc[0]))
+    direct = not panel and len(dashes) == 1 and ends[x].nunique() == 1 and ends["series"].nunique() > 1
     if direct:
-        names = end_names(ends.assign(at=ends["at"].max()), "series", "at", spread=float(np.ptp(scale.domain)))
-        tables.append(names)
+        spread = float(np.ptp(scale.domain))
+        names = end_names(ends.assign(at=ends["at"].max()), "series", "at", spread=spread)
+        direct = are_clear(names.rows, spread)
+        tables += [names] * direct
     better = view.measures[str(rows["measure"].iloc[0])].better
     title = text(node, "y_title") or value_title(node, view, rows)
     y = alt.Y("value:Q", title=pointed(title, better), axis=alt.Axis(tickCount=6))
     y["scale"] = alt.Undefined if MEASURE in panel else scale
-    units = {measure.label: pointed(measure.unit, measure.better) for measure in view.measures.values()}
+    units = {
+        measure.label: pointed(measure.unit or measure.label, measure.better) for measure in view.measures.values()
+    }
     for name, other in mapping(node.get("y_titles"), "y_titles").items():
         units[view.measures[name].label] = str(other)
     return lines(
@@ -149,6 +175,19 @@ def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
         subtitle=note_of(node, view, rows), reference="reference", panel="panel" if panel else "",
         own_scales=MEASURE in panel, units=units if MEASURE in panel else None,
     )  # fmt: skip
+
+
+def with_places(rows: Rows, x: str, apart: Sequence[str], linear: bool, by: float) -> Rows:
+    """Returns rows with their places on the horizontal axis, moved apart for each series and dash of `apart`."""
+    keys = rows["series"] + " " + rows["dash"] if len(rows) else []
+    return rows.assign(at=shifted(rows.assign(series=keys), x, apart, linear, by))
+
+
+def are_clear(names: Rows, spread: float) -> bool:
+    """Whether each name stands at the end of its line, and none on the dashed line of the reference."""
+    moved = (names["height"] - names["value"]).max() / (spread * LABEL_GAP)
+    beside = ((names["height"] - names["reference"]).abs() / (spread * LABEL_GAP)).min()
+    return bool(moved < HALF and not beside < HALF)
 
 
 def series_color(node: Node, view: View, order: Sequence[str], drawn: Sequence[str], legend: bool) -> Chart:
@@ -176,23 +215,16 @@ def in_units_of(rows: Rows, x: str, other: str, view: View) -> Rows:
     return rows.assign(**{x: rows[x].map(values).astype(float)})
 
 
-def shifted(rows: Rows, x: str, order: Sequence[str], linear: bool) -> list[float]:
-    """Returns the values of the horizontal axis, moved a little apart for each series of `order`."""
-    values = rows[x].astype(float)
-    if rows.empty or not order:
-        return values.tolist()
-    spread = float(np.ptp(values)) if linear else float(np.log(values.max() / values.min()))
-    moves = np.array([DODGE * spread * (order.index(name) - (len(order) - 1) / 2) for name in rows["series"]])
-    return (values + moves if linear else values * np.exp(moves)).tolist()
-
-
 def line_axis(node: Node, view: View, rows: Rows, direct: bool) -> Chart:
     """Returns the horizontal axis over the rows, with room for the names of lines."""
     x = text(node, "x")
     values = rows[x].astype(float)
     title = text(node, "x_title") or next(key.title for key in view.keys if key.name == x)
     if not node.get("linear"):
-        return log_axis("at", title, values, room=1.8 if direct else 1.3)
+        axis, room = log_axis("at", title, values, room=1.8), np.exp(0.07 * np.log(values.max() / values.min()))
+        low, high = float(rows["at"].min()) / room, float(rows["at"].max()) * room
+        axis.scale = alt.Scale(type="log", domain=[low, axis["scale"]["domain"][1] if direct else high], nice=False)
+        return axis
     axis, room = count_axis("at", title, values), 0.06 * float(np.ptp(values))
     if not direct:
         axis.scale = alt.Scale(domain=[float(values.min()) - room, float(values.max()) + room], nice=False)
@@ -231,7 +263,11 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
         size, opacity = (40, 0.9) if runs == "only" else (18, 0.45)
         tables.append(Marks(rows=single, value=y, points=size, opacity=opacity, shape=shape))
     if runs != "only":
-        strengths = ((means[is_pale], 40, PALE), (means[~is_pale], 60 if pale else 90, 1.0))
+        many = len(means) > MANY
+        strengths = (
+            (means[is_pale], 40, PALE),
+            (means[~is_pale], 60 if pale else 30 if many else 90, 0.7 if many else 1.0),
+        )
         tables += [Marks(rows=part, value=y, points=n, opacity=o, shape=shape) for part, n, o in strengths if len(part)]
     color = number_color(node, view) if node.get("color") else kind_color(
         drawn, "series", alt.Legend(columns=2) if node.get("shape") else alt.Legend() if drawn[1:] else None, order

@@ -13,7 +13,8 @@ with the interval that decides it. Lines of estimates are sorted by their values
 joined for each value of KEY in the order of ORDER; `log: true` makes its axes logarithmic, `color: KEY` colors by a
 number, `pale: {KEY: VALUE}` draws some rows pale, and `equality: true` draws the line on which both measures are equal.
 `names: {LABEL: NAME}` calls series, and groups of claims, otherwise than tables do. Panels of measures have their units
-as titles of their axes, or with `y_titles: {MEASURE: TITLE}` others, which do not say which side is better.
+as titles of their axes, or with `y_titles: {MEASURE: TITLE}` of lines others, which do not say which side is better,
+and with `x_titles` of estimates others. `limits: {MEASURE: [LOW, HIGH]}` ends intervals of estimates at limits.
 Lines with `x_as: KEY` have the values of another key on their axis, which has one at each value of `x`.
 """
 
@@ -37,7 +38,10 @@ MEASURE = "measure"  # of `panel`: a panel for each measure
 CLAIMS = "Claims"  # of `table`: the claims of the study
 CLAIM_TABLE = Table(title=CLAIMS, measures=(), contrast={"of": {}}, joint=True)
 FORMS = {  # the keys that each form needs, and those that it may have
-    "estimates": (("table",), ("measures", "where", "series", "line", "panel", "x_title", "sort")),
+    "estimates": (
+        ("table",),
+        ("measures", "where", "series", "line", "panel", "x_title", "x_titles", "sort", "limits"),
+    ),
     "lines": (
         ("table", "x"),
         (
@@ -112,7 +116,8 @@ def check(nodes: Sequence[Node], tables: Mapping[str, Table], measures: Sequence
         for name in ("measures", *(("x", "y") if form == "scatter" else ())):
             refuse_unknown(f"{place}.{name}", texts(node.get(name), f"{place}.{name}"), shown)
         refuse_unknown(f"{place}.x_as", texts(node.get("x_as"), f"{place}.x_as"), keys)
-        refuse_unknown(f"{place}.y_titles", [*mapping(node.get("y_titles"), f"{place}.y_titles")], shown)
+        for name in ("x_titles", "y_titles", "limits"):
+            refuse_unknown(f"{place}.{name}", [*mapping(node.get(name), f"{place}.{name}")], shown)
         refuse_unknown(f"{place}.where", [*mapping(node.get("where"), f"{place}.where")], keys)
         refuse_unknown(f"{place}.pale", [*mapping(node.get("pale"), f"{place}.pale")], columns)
         path = entries(node.get("path"), f"{place}.path", ("table", "where", "x", "y", "order"))
@@ -219,7 +224,7 @@ def note_of(node: Node, view: View, rows: Rows) -> str:
         pooled=table is not None and table.pooled is not None, samples=samples_of(table, view),
     )  # fmt: skip
     called = {view.measures[name].called for name in set(rows["measure"])} - {""}
-    dashed = f"dashed: {', '.join(sorted(called))}" if called and not contrast else ""
+    dashed = f"dashed gray: {', '.join(sorted(called))}" if called and not contrast else ""
     dashed = "dashed: no difference" if contrast and node["form"] in ("estimates", "lines") else dashed
     ticks = "ticks: bounds of the claims" if "other" in rows and rows["other"].notna().any() else ""
     return "; ".join(filter(None, (text(node, "subtitle"), note, dashed, ticks)))

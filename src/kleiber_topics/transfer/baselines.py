@@ -74,8 +74,13 @@ class Baselines(Transfer):
         arm_of = arms_of([run.config for run in runs])
         scored = any(is_scored(run) for run in runs)
         further = self.questions_of(runs) if scored else []
-        pretraining = prefixed(compare_arms(runs, self.claimed, lambda run: arm_of(run.config), further))
-        pretraining = replace(pretraining, figures=self.within_objectives(pretraining.figures, runs, arm_of))
+        panels = {str(arm_of(run.config)): objective_of(run.config) for run in runs if arm_of(run.config) is not None}
+        panels = panels if len(set(panels.values())) > 1 else {}
+        findings = compare_arms(runs, self.claimed, lambda run: arm_of(run.config), further, panels)
+        pretraining = prefixed(findings)
+        if panels:
+            charts = self.within_objectives(pretraining.figures, runs, arm_of, panels)
+            pretraining = replace(pretraining, figures=charts)
         if not scored:
             return pretraining
         tasks = super().analyze(runs)
@@ -102,12 +107,9 @@ class Baselines(Transfer):
         )
 
     def within_objectives(
-        self, charts: Figures, runs: Sequence[Run], arm_of: Callable[[Config], str | None]
+        self, charts: Figures, runs: Sequence[Run], arm_of: Callable[[Config], str | None], panels: Mapping[str, str]
     ) -> Figures:
         """The figures of pre-training, a panel for each objective, since losses do not compare between objectives."""
-        panels = {str(arm_of(run.config)): objective_of(run.config) for run in runs if arm_of(run.config) is not None}
-        if len(set(panels.values())) < 2:
-            return charts
         names = self.claimed.labels(runs, lambda run: arm_of(run.config))
         names |= {name: f"{names[name]} (kleiber)" for name in names.keys() & self.against.keys()}
         arms = at_common_budget(self.claimed.ladders(runs, lambda run: arm_of(run.config)))
@@ -240,4 +242,9 @@ def _draw(differences: Sequence[Row], means: Sequence[Row], level: float) -> obj
     ]
     kinds = list(dict.fromkeys(kind for kind, _ in pairs))
     title = "Difference in score between kinds of models after fine-tuning"
-    return estimates(entries, kinds, "difference in score", title, zero=True, subtitle=interval_note(level, entries))
+    zero = "no bar: no difference in any seed" if any(entry["value"] == 0 for entry in entries) else ""
+    notes = [interval_note(level, entries), "dashed: no difference", zero]
+    return estimates(
+        entries, kinds, "difference in score", title, zero=True, subtitle="; ".join(filter(None, notes)),
+        own_scales=False,
+    )  # fmt: skip

@@ -9,14 +9,29 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts import GRAY, KINDS, Chart, change_matrix, estimates, in_rows, kind_color, pointed, span, values_axis
+from kleiber.charts import (
+    GRAY,
+    KINDS,
+    Chart,
+    change_matrix,
+    estimates,
+    in_rows,
+    kind_color,
+    over,
+    pointed,
+    span,
+    values_axis,
+)
 from kleiber.config import readable
 from kleiber.studies import SCRATCH, Rows, interval_note
 from kleiber.types import Row
 from kleiber_topics.transfer.tables import ALL_TASKS, domain_of, size_of
 
-LABELS = {"mlm": "masked", "clm": "causal", SCRATCH: "from scratch", "docs": "documentation"}
+LABELS = {"mlm": "masked", "clm": "causal", SCRATCH: "from scratch", "docs": "documentation", "f1": "F1"}
 PANEL = {"width": 250, "height": 150}
+EDGE = 48  # width of the numbers beside an axis, with which panels have one left edge
+DASHES = [[1, 0], [1, 0], [6, 3], [2, 2]]  # of domains, whose lines stay visible on each other
+ARROW = 1.9  # factor by which an arrow leads away from a bound
 
 
 def label(name: str) -> str:
@@ -39,6 +54,27 @@ def share_label(share: float) -> str:
     return "all labels" if share == 1 else f"{share:.0%} of the labels" if share >= 0.01 else f"{share:g} of the labels"
 
 
+def dash(domains: Sequence[str], shown: Sequence[str], legend: bool) -> alt.StrokeDash:
+    """The dashes of the domains `shown`, as `color`."""
+    dashes = alt.Scale(domain=[*shown], range=[DASHES[domains.index(name) % len(DASHES)] for name in shown])
+    symbols = alt.Legend(symbolType="stroke", symbolSize=300) if legend else None
+    return alt.StrokeDash("series:N", title=None, sort=[*shown], scale=dashes, legend=symbols)
+
+
+def metric_note(rows: Rows) -> str:
+    """What scores are, of tasks whose metrics differ."""
+    named = {metric: [label(task) for task in sorted(set(part["task"]))] for metric, part in rows.groupby("metric")}
+    first, *others = sorted(named, key=lambda metric: -len(named[metric]))
+    parts = [label(first), *(f"{' and '.join(named[metric])} {label(metric)}" for metric in others)]
+    return f"score: {', '.join(parts)}"
+
+
+def constant_note(rows: Rows) -> str:
+    """Why a Matthews correlation is 0 where one is."""
+    zero = (rows["metric"] == "mcc") & (rows["score"] == 0)
+    return "Matthews correlation 0: every prediction is one class" if zero.any() else ""
+
+
 def panel_title(task: str, kind: str, kinds: int) -> str:
     return f"{label(task)}, {label(kind)}" if kinds > 1 else label(task)
 
@@ -51,7 +87,7 @@ def panels(rows: Rows, draw: Callable[[Rows, bool], Chart], title: str, subtitle
     kinds = rows["kind"].nunique()
     parts = list(rows.groupby(["task", "kind"], sort=True))
     charts = [
-        draw(part, place == 0).properties(title=panel_title(task, kind, kinds), **PANEL)
+        draw(part, place == 0).properties(title=alt.TitleParams(panel_title(task, kind, kinds), frame="group"), **PANEL)
         for place, ((task, kind), part) in enumerate(parts)
     ]
     return in_rows(charts, title, subtitle, columns=2)
@@ -66,17 +102,15 @@ def scores_by_text(rows: Rows) -> Chart:
 
     def draw(part: Rows, legend: bool) -> Chart:
         """The panel of a task and kind: a line for each domain, and a dashed one from scratch."""
-        y = alt.Y("score:Q", title=axis_title(part), scale=span(part["score"].to_numpy()), axis=alt.Axis(tickCount=5))
-        mean = alt.Y("mean(score):Q", title=axis_title(part), scale=span(part["score"].to_numpy()))
         trained = part[part["start"] != SCRATCH]
-        base = alt.Chart(trained).encode(x=x, color=color(domains, domains[1:], legend))
-        layers = [base.mark_line(strokeWidth=1.5).encode(y=mean), base.mark_point(size=16, filled=True).encode(y=y)]
+        y, layers = score_lines(part, trained, x, domains, domains[1:], legend)
         control = part.loc[part["start"] == SCRATCH, "score"]
         if len(control):
             layers += dashed(float(control.mean()), y)
         return alt.layer(*layers)
 
-    subtitle = "lines: means over seeds; points: seeds; dashed: training from scratch"
+    notes = ["lines: means over seeds; points: seeds; black: training from scratch", constant_note(shown)]
+    subtitle = "; ".join(filter(None, notes))
     return panels(shown, draw, "Score with all labels vs size of the pre-training text", subtitle)
 
 
@@ -105,51 +139,63 @@ def scores_by_labels(rows: Rows) -> Chart:
 
     def draw(part: Rows, legend: bool) -> Chart:
         """The panel of a task and kind: a line for each domain and for training from scratch."""
-        scale = span(part["score"].to_numpy())
-        base = alt.Chart(part).encode(x=x, color=color(domains, domains, legend))
-        y, mean = (alt.Y(f"{name}:Q", title=axis_title(part), scale=scale) for name in ("score", "mean(score)"))
-        return alt.layer(
-            base.mark_line(strokeWidth=1.5).encode(y=mean), base.mark_point(size=16, filled=True).encode(y=y)
-        )
+        return alt.layer(*score_lines(part, part, x, domains, domains, legend)[1])
 
-    return panels(shown, draw, "Score vs share of the labels", "lines: means over seeds; points: seeds")
+    skipped = shown.groupby("series")["share"].nunique().nunique() > 1
+    notes = ["lines: means over seeds; points: seeds", "some lines skip shares of the labels" * skipped]
+    return panels(shown, draw, "Score vs share of the labels", "; ".join(filter(None, [*notes, constant_note(shown)])))
+
+
+def score_lines(
+    rows: Rows, drawn: Rows, x: alt.X, domains: Sequence[str], shown: Sequence[str], legend: bool
+) -> tuple[alt.Y, list[Chart]]:
+    """The vertical axis over the scores of `rows`, and a line of means with points of seeds for each series of
+    `drawn`."""
+    scale, axis = span(rows["score"].to_numpy()), alt.Axis(tickCount=5, minExtent=EDGE)
+    y, mean = (alt.Y(f"{name}:Q", title=axis_title(rows), scale=scale, axis=axis) for name in ("score", "mean(score)"))
+    base = alt.Chart(drawn).encode(x=x, color=color(domains, shown, legend))
+    line = base.mark_line(strokeWidth=1.5).encode(y=mean, strokeDash=dash(domains, shown, legend))
+    return y, [line, base.mark_point(size=16, filled=True, opacity=0.7).encode(y=y)]
 
 
 def gains(gaps: Sequence[Row], rows: Rows, level: float) -> Chart:
-    """Gain over training from scratch with the most labels: a panel for each task, a line for each kind and text.
+    """Gain over training from scratch with the most labels: a panel for each task and kind, a line for each text, and
+    its sizes side by side.
 
     Of a single kind and text, tasks are lines of one panel.
 
     level  confidence level of the intervals
     """
     most = max(row["share"] for row in gaps)
-    kinds = len({row["kind"] for row in gaps})
     shown = [row for row in gaps if row["share"] == most and row["value"] is not None]
-    starts = {text_label(row, kinds) for row in shown}
+    kinds, starts = len({row["kind"] for row in shown}), {row["start"] for row in shown}
+    single = len(starts) == 1 and kinds == 1
+    sizes = [f"{size} bytes" for size in sorted({row["start"].partition("/")[2] for row in shown}, key=bytes_of)]
+    ranked = sorted(shown, key=lambda row: (*mean_last(row), row["kind"], domain_of(row["start"])))
+    if single:
+        ranked = sorted(shown, key=lambda row: (row["task"] == ALL_TASKS, -row["value"]))
     entries = [
         {
-            **row,
-            "panel": label(row["task"]) if starts != {text_label(row, kinds)} else "",
-            "series": label(domain_of(row["start"])),
-            "name": text_label(row, kinds) if starts != {text_label(row, kinds)} else label(row["task"]),
-            "better": "higher",
+            **row, "panel": "" if single else panel_title(row["task"], row["kind"], kinds),
+            "series": label(domain_of(row["start"])) if single else f"{row['start'].partition('/')[2]} bytes",
+            "name": label(row["task"]) if single else label(domain_of(row["start"])), "better": "higher",
         }
-        for row in sorted(
-            shown, key=lambda row: (mean_last(row), row["kind"], domain_of(row["start"]), -size_of(row["start"]))
-        )
-    ]
-    title = f"Score gained by pre-training{f' on {min(starts)}' * (len(starts) == 1)}, {share_label(most)}"
-    note = f"{interval_note(level, entries, 'mean differences')}; dashed: the same model from scratch"
+        for row in ranked
+    ]  # fmt: skip
+    text = f" on {text_label(shown[0], kinds)} bytes" * single
+    title = f"Score gained by pre-training{text}, {share_label(most)}"
+    notes = [interval_note(level, entries, "mean differences"), "dashed: the same model from scratch"]
+    notes += [metric_note(rows), "no bar: no difference in any seed" * any(row["value"] == 0 for row in shown)]
     return estimates(
-        entries,
-        domains_of(rows),
-        "score minus that from scratch",
-        title,
-        True,
-        note,
-        by_effect=len(starts) == 1,
-        step=24,
-    )
+        entries, domains_of(rows) if single else sizes, "score minus that from scratch", title, True,
+        "; ".join(filter(None, notes)), dodge=not single, step=24 if single else 14 * len(sizes), own_scales=single,
+        width=250,
+    )  # fmt: skip
+
+
+def bytes_of(size: str) -> float:
+    """The number of bytes of a size such as 4M."""
+    return size_of(f"/{size}")
 
 
 def mean_last(row: Row) -> tuple[bool, str]:
@@ -180,8 +226,8 @@ def gain_matrix(gaps: Sequence[Row]) -> Chart:
     x = alt.X("task:N", title=None, sort=tasks, axis=alt.Axis(labelAngle=0))
     y = alt.Y("domain:N", title="pre-training text")
     note = (
-        "each number: the score after pre-training minus that of the same model from scratch, mean over seeds; "
-        "without a color and in parentheses: undecided, the interval of the difference includes 0"
+        "score (accuracy, CoLA Matthews correlation) after pre-training minus that from scratch, mean over seeds; "
+        "white and in parentheses: undecided, the interval includes 0"
     )
     return change_matrix(
         pd.DataFrame(cells), x, y, "difference in score", "Score gained by pre-training", subtitle=note, columns=kinds
@@ -219,32 +265,47 @@ def effective_data(factors: Sequence[Row], rows: Rows, level: float) -> Chart:
     shown = shown.assign(series=shown["start"].map(domain_of).map(label))
     places = np.array([domains.index(name) - len(domains) / 2 for name in shown["series"]])
     x = values_axis("at", "share of the labels", shown["share"], "~%")
-    shown = shown.assign(at=shown["share"] * 1.15**places)  # bars side by side
-    shapes = alt.Scale(domain=["estimate", "at least", "at most"], range=["circle", "triangle-up", "triangle-down"])
+    x.scale = alt.Scale(type="log", domain=[shown["share"].min() / 1.6, shown["share"].max() * 1.6], nice=False)
+    shown = shown.assign(at=shown["share"] * 1.15**places)  # side by side
+    ends = shown[["value", "lo", "hi", "tip"]].to_numpy(dtype=float)
+    domain = [float(np.nanmin(ends)) / 1.2, float(np.nanmax(ends)) * 1.2]
+    powers = range(math.ceil(math.log10(domain[0])), math.floor(math.log10(domain[1])) + 1)
+    axis = alt.Axis(values=[10.0**power for power in powers], format="~g", minExtent=EDGE)
 
     def draw(part: Rows, legend: bool) -> Chart:
-        """The panel of a task and kind: a point with its interval for each domain and share."""
-        scale = alt.Scale(type="log", padding=12)
-        ticks = [10.0**power for power in range(-3, 4)]
-        axis = alt.Axis(values=ticks, format="~g")
-        y, low = (
-            alt.Y(f"{name}:Q", title=pointed("times as many labels", "higher"), scale=scale, axis=axis)
-            for name in ("value", "lo")
-        )
+        """The panel of a task and kind: for each domain and share a point with its interval, or an arrow."""
+        title, scale = pointed("times as many labels", "higher"), alt.Scale(type="log", domain=domain, nice=False)
+        y, low = (alt.Y(f"{name}:Q", title=title, scale=scale, axis=axis) for name in ("value", "lo"))
         base = alt.Chart(part).encode(x=x, color=color(domains, domains[1:], legend))
-        shape = alt.Shape("bound:N", title=None, scale=shapes, legend=alt.Legend() if legend else None)
-        line = alt.Chart(pd.DataFrame({"value": [1.0]})).mark_rule(strokeDash=[4, 4], color=GRAY).encode(y=y)
-        bars = base.mark_rule(opacity=0.6).encode(y=low, y2="hi:Q")
-        return alt.layer(line, bars, base.mark_point(size=46, filled=True).encode(y=y, shape=shape))
+        layers = [alt.Chart(pd.DataFrame({"value": [1.0]})).mark_rule(strokeDash=[4, 4], color=GRAY).encode(y=y)]
+        layers += [
+            base.mark_rule(opacity=0.6).encode(y=low, y2="hi:Q"),
+            base.transform_filter("datum.bound == 'estimate'").mark_point(size=46, filled=True, opacity=1).encode(y=y),
+            base.mark_rule(strokeWidth=1.6).encode(y=y, y2="tip:Q"),
+        ]
+        for bound, head in (("at least", "triangle-up"), ("at most", "triangle-down")):
+            arrow = base.transform_filter(f"datum.bound == '{bound}'").mark_point(
+                shape=head, size=46, filled=True, opacity=1
+            )
+            layers.append(arrow.encode(y=over(y, "tip")))
+        return alt.layer(*layers)
 
-    subtitle = "above 1, pre-training saves labels; triangles: at least or at most"
-    subtitle = "; ".join(filter(None, (interval_note(level, factors), subtitle)))
-    return panels(shown, draw, "How many times the labels training from scratch needs for the same score", subtitle)
+    notes = [interval_note(level, factors), "arrows: only a bound is known, at the blunt end", "dashed: equally many"]
+    notes.insert(0, "labels that training from scratch needs for the same score, relative to those after pre-training")
+    return panels(shown, draw, "Labels saved by pre-training", "; ".join(filter(None, notes)))
 
 
 def bounded(row: Row) -> Row:
-    """A row of effective data with its numbers moved onto the learning curve of the control, and which were."""
+    """A row of effective data with its numbers moved onto the learning curve of the control.
+
+    Where only a bound is known, an arrow leads from it to `tip`, and there is no interval.
+    """
     least, most, factor = row["least"], row["most"], row["factor"]
     bound = "at least" if math.isinf(factor) else "at most" if factor == 0 else "estimate"
     value, lo, hi = (min(max(factor if end is None else end, least), most) for end in (factor, row["lo"], row["hi"]))
-    return {**row, "value": value, "lo": lo, "hi": hi, "bound": bound}
+    tip = {"at least": value * ARROW, "at most": value / ARROW}.get(bound, math.nan)
+    is_bound = bound != "estimate"
+    return {
+        **row, "value": value, "bound": bound, "tip": tip,
+        "lo": math.nan if is_bound else lo, "hi": math.nan if is_bound else hi,
+    }  # fmt: skip

@@ -73,7 +73,36 @@ def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():
     assert headings == ["Loss", "Accuracy"]
     further = {**gaps[0], "arm": "plain", "against": "changed"}
     pairs = figures.differences({"loss": [gaps[0], further]}, list(ARMS), 0.9)
-    assert drawn(pairs, "name") == {"changed \N{MINUS SIGN} plain", "plain \N{MINUS SIGN} changed"}
+    assert drawn(pairs, "name") == {"changed"}, "one pair has one direction"
+    assert drawn(pairs, "value") == {-0.5, 0.5} and drawn(pairs, "hi") == {-0.4, 0.6}
+
+
+def test_arms_that_do_not_compare_have_panels_of_their_own_and_no_difference():
+    gap = {"equal": "training tokens", "value": -0.5, "lo": -0.6, "hi": -0.4}
+    pairs = [("GPT", "Llama"), ("GPT", "BERT"), ("BERT", "ModernBERT")]
+    gaps = [{**gap, "arm": arm, "against": against} for arm, against in pairs]
+    panels = {"GPT": "next tokens", "Llama": "next tokens", "BERT": "masked", "ModernBERT": "masked"}
+    chart = figures.differences({"loss": gaps}, list(panels), 0.9, panels=panels)
+    assert drawn(chart, "name") == {"GPT \N{MINUS SIGN} Llama", "BERT \N{MINUS SIGN} ModernBERT"}
+    assert [title["text"] for title in titles(chart)] == ["next tokens", "masked"]
+
+
+def test_an_arm_stays_on_the_side_on_which_it_is_first():
+    pairs = [("a", "b"), ("c", "a"), ("a", "d"), ("c", "d")]
+    rows = [{"arm": arm, "against": against, "value": 1.0, "lo": 0.5, "hi": None} for arm, against in pairs]
+    turned = figures.one_way(rows)
+    assert [(row["arm"], row["against"]) for row in turned] == [("a", "b"), ("a", "c"), ("a", "d"), ("c", "d")]
+    assert [(row["value"], row["lo"], row["hi"]) for row in turned[:2]] == [(1.0, 0.5, None), (-1.0, None, -0.5)]
+
+
+def test_a_pair_of_arms_has_the_color_of_the_one_that_is_not_black():
+    order = ["mixture of experts, width 64", "dense, width 64"]
+    for arms in (order, order[::-1]):
+        assert figures.pair_arm(dict(zip(("arm", "against"), arms, strict=True)), order) == order[0]
+
+
+def test_ticks_of_sizes_are_apart():
+    assert figures.spaced([1.0, 1.05, 1.2, 2.0], 0.1) == [1.0, 1.2, 2.0] and figures.spaced([], 0.1) == []
 
 
 def test_equal_differences_at_several_equal_quantities_are_one_line():
@@ -105,6 +134,11 @@ def test_differences_over_tokens_are_drawn_where_there_are_any():
     assert dict(zip(color["domain"], color["range"], strict=True)) == {
         name.replace("-", "\N{MINUS SIGN}"): KINDS[place] for name, place in expected.items()
     }, "a further pair of an arm takes no color of another one"
+    assert "a line ends where" in str(chart.to_dict()["title"]), "the pair has no length at equal time that it has else"
+    whole = [{**row, "value at equal time": 0.3} for row in rows]
+    assert "a line ends where" not in str(figures.over_tokens(whole, list(ARMS), "loss", 0.9).to_dict()["title"])
+    places = drawn(figures.over_tokens(several, order, "loss", 0.9), "tokens")
+    assert len(places) == 2 * len(pairs), "bars of pairs stand side by side"
     for panel in chart.to_dict()["concat"]:
         low, high = panel["layer"][0]["encoding"]["y"]["scale"]["domain"]
         assert low <= 0 <= high

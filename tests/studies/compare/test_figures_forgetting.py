@@ -1,18 +1,12 @@
-"""Figures of the forgetting law, and of arms that fine-tune from common bases."""
-
-import json
+"""Figures of the forgetting law."""
 
 import numpy as np
 import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import figures as plots
-from kleiber.studies.compare.rows import CELL
-from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.forgetting_law import ForgettingLaw
 
-from .. import adapter_runs, mixture_runs
-from ..comparisons import write_study
 from ..grid_runs import RATIOS, SHARES, SIZES, write_grid
 
 
@@ -44,24 +38,6 @@ def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_p
 
 
 @pytest.mark.slow
-def test_the_figures_of_a_comparison_show_every_method(tmp_path):
-    write_study(tmp_path, seeds=2)
-    figures = Forgetting().analyze(read_runs(tmp_path)).figures
-    assert set(figures) == {"pareto", "matched", "differences", "trajectory", "tuning", "matrix"}
-    for name, draw in figures.items():
-        arms = {"replay", "L2-SP"} if name == "differences" else {"plain fine-tuning", "replay", "L2-SP"}
-        assert arms <= set(json.dumps(draw().to_dict()).split('"')), name
-
-
-def test_the_losses_of_tasks_are_named_by_their_texts(tmp_path):
-    write_study(tmp_path, seeds=2)
-    record = Forgetting().compare(read_runs(tmp_path))
-    chart = plots.task_losses(record["rows"], record["chosen"][CELL], record["order"], {"code": "domains (code)"})
-    (cells,) = chart.to_dict()["datasets"].values()
-    assert {cell["task"] for cell in cells} == {"docs", "domains (code)"}
-
-
-@pytest.mark.slow
 def test_the_law_and_its_cells_are_drawn_on_one_scale(tmp_path):
     write_grid(tmp_path, sizes=SIZES[:2], ratios=RATIOS[:1], seeds=1)
     record = ForgettingLaw(tolerate=0.1, bootstrap=0).fitted(read_runs(tmp_path))
@@ -70,19 +46,3 @@ def test_the_law_and_its_cells_are_drawn_on_one_scale(tmp_path):
     assert all(abs(cell["law"] - cell["F"]) < 0.05 for cell in cells)
     (plain,) = plots.tokens(rows).to_dict()["datasets"].values()
     assert {cell["p"] for cell in plain} == {0.0}
-
-
-@pytest.mark.parametrize("kind", [adapter_runs, pytest.param(mixture_runs, marks=pytest.mark.slow)])
-def test_figures_name_every_arm_by_its_label(kind, tmp_path):
-    (adapter_runs.adapter_runs if kind is adapter_runs else kind.write_study)(tmp_path)
-    built = {
-        name: json.dumps(make().to_dict())
-        for name, make in Forgetting(**kind.OPTIONS).analyze(read_runs(tmp_path)).figures.items()
-    }
-    moe = kind is mixture_runs
-    assert set(built) == {"pareto", "differences", "tuning", "matrix"} | (
-        {"matched", "trajectory", "loads"} if moe else set()
-    )
-    for name, drawn in built.items():
-        assert ("mixture of experts, router frozen" if moe else "rank 16") in drawn, name
-    assert "layer 1" in built.get("loads", "layer 1")

@@ -80,7 +80,7 @@ def test_lines_begin_with_the_first_generation_and_show_human_text(runs):
     assert list(charts) == ["generations", "stages"]
     shown = [each for each in charts["generations"]["datasets"].values() if "at" in each[0]]
     lines = {each["arm"] for data in shown for each in data if each.get("generation") == 0}
-    assert lines == {"replace", "accumulate"} and "dashed: human text" in str(charts["generations"]["title"])
+    assert lines == {"replace", "accumulate"} and "dashed gray: human text" in str(charts["generations"]["title"])
     assert [panel["title"] for panel in charts["generations"]["concat"]] == [LOSS, DISTINCT]
 
 

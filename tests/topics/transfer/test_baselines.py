@@ -114,8 +114,11 @@ def test_losses_of_several_objectives_are_drawn_in_panels_and_not_over_one_axis_
         titles = [panel["title"] for panel in figures[name]().to_dict()["concat"]]
         panels = [title["text"] if isinstance(title, dict) else title for title in titles]
         assert sorted(panels) == ["predicting masked tokens", "predicting next tokens"]
+    tuning = figures["pretraining_tuning"]().to_dict()
+    assert tuning["resolve"]["scale"]["color"] == "independent", "each panel has the legend of its models"
+    assert "pretraining_differences" in study().analyze(bases).figures and "pretraining_sizes" not in figures
     assert "concat" not in study().analyze(bases).figures["pretraining_arms"]().to_dict()
-    kept = study().within_objectives({"pretraining_sizes": list, "pretraining_tuning": list}, several, arms_of([]))
+    kept = study().within_objectives({"pretraining_sizes": list, "pretraining_tuning": list}, several, arms_of([]), {})
     assert [*kept] == ["pretraining_tuning"]
 
 

@@ -64,7 +64,8 @@ def test_where_pretraining_hurts_is_counted(tmp_path):
         and "effect, 0.1 of each" in findings.answer
     )
     assert list(findings.figures) == ["domains", "gaps"], "three domains, one size and one share"
-    assert "-0.099" in json.dumps(findings.figures["domains"]().to_dict()), "a decided cell is without parentheses"
+    drawn = json.dumps(findings.figures["domains"]().to_dict())
+    assert "\\u22120.099" in drawn, "a decided cell is without parentheses"
     difference, *_ = findings.tables["Differences between texts"]
     assert (difference["text"], difference["against"]) == ("code/1M", "docs/1M")
     assert difference["value"] == pytest.approx(-0.199) and "Failure modes" not in findings.tables

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.distribution import distribution
-from kleiber.charts.intervals import estimates
+from kleiber.charts.intervals import LETTER, estimates
 from kleiber.charts.matrix import change_matrix
 from kleiber.charts.scatter import point_names
 from kleiber.charts.scatter import scatter as points
@@ -20,19 +20,17 @@ from kleiber.charts.theme import (
     BLACK,
     FEW,
     PALETTE,
+    WIDTH,
     Chart,
     Rows,
     colors_of,
     format_count,
     heading,
-    log_axis,
     pointed,
     values_axis,
 )
-from kleiber.config.labels import data_label
-from kleiber.studies.compare.chart_forms import FORGETTING, TARGET, interval_note
+from kleiber.studies.compare.chart_forms import DODGE, FORGETTING, apart, interval_note, shifted
 from kleiber.studies.compare.differences import AS_RUN
-from kleiber.studies.compare.rows import label
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.figures import curve
 from kleiber.types import Json, Row
@@ -64,7 +62,7 @@ def tuning(
     better   the side of the axis that is: lower, higher or none
     """
     rows = in_own_panels(pd.DataFrame(losses_of(arms)), panels)
-    x = values_axis("lr", "learning rate", rows["lr"], "~g")
+    x = values_axis("lr", "learning rate", apart(rows["lr"]), "~g")
     title, note = f"{heading(measure)} vs learning rate", "points: seeds; lines: means over seeds"
     return seed_lines(rows, x, pointed(measure, better), [*arms], title, own_scales=True, subtitle=note)
 
@@ -91,21 +89,33 @@ def side_by_side(
     note = "points: seeds" if several else "points: one run each"
     note += "; hollow: the learning rate is not tuned" if rows["hollow"].to_numpy().any() else ""
     tuned = any(len(arm.values_by_rate) > 1 for arm in arms.values())
-    title = f"{heading(measure)}{', each model at its best learning rate' * tuned}"
+    best = "each model at the best learning rate tried" if untuned else "each model at its best learning rate"
+    title = f"{heading(measure)}{f', {best}' * tuned}"
     return distribution(rows, [*arms], measure, title, note, better)
 
 
-def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: float, joint: bool = False) -> Chart:
+def differences(
+    gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: float, joint: bool = False,
+    panels: Mapping[str, str] | None = None,
+) -> Chart:  # fmt: skip
     """Differences between arms with their intervals at equal quantities, a panel for each measure.
 
-    gaps   rows with arm, against, equal, value, lo, hi and n, by the label of their measure
-    order  the arms
-    level  confidence level of the intervals, of each or, where they are `joint`, of all together
+    gaps    rows with arm, against, equal, value, lo, hi and n, by the label of their measure
+    order   the arms
+    level   confidence level of the intervals, of each or, where they are `joint`, of all together
+    panels  the panel of each arm, of arms whose measures do not compare between panels: their differences are left out
 
     Equal differences at several equal quantities are one line.
     """
+    panels = panels or {}
+    drawn = one_way([
+        {**gap, "of": measure}
+        for measure, part in gaps.items()
+        for gap in part
+        if panels.get(gap["arm"]) == panels.get(gap["against"])
+    ])  # fmt: skip
+    gaps = {measure: [gap for gap in drawn if gap["of"] == measure] for measure in gaps}
     gaps = {measure: part for measure, part in gaps.items() if part}
-    drawn = [gap for part in gaps.values() for gap in part]
     lines: dict[tuple[str, ...], list[Row]] = {}
     for measure, part in gaps.items():
         for gap in part:
@@ -117,7 +127,8 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
         {
             "series": pair_arm(part[0], order),
             "name": pair_name(part[0], plain) + (f", equal {ways[place]}" if several else ""),
-            "panel": heading(place[0]) if len(gaps) > 1 else "",
+            "panel": panels.get(part[0]["arm"]) or (heading(place[0]) if len(gaps) > 1 else ""),
+            "below": f"difference in {place[0]}",
             **{name: part[0][name] for name in ("value", "lo", "hi")}, "better": part[0].get("better", "none"),
         }
         for place, part in lines.items()
@@ -127,10 +138,22 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     measure = next(iter(gaps))
     title = f"Difference in {measure.partition(' (')[0]}" if len(gaps) == 1 else "Differences"
     return estimates(
-        rows, order, f"difference in {measure}" if len(gaps) == 1 else f"difference{unit_of(gaps)}",
-        f"{title} from {plain}" if plain else f"{title} between models", zero=True, by_effect=True, step=24,
+        rows, order, "", f"{title} from {plain}" if plain else f"{title} between models", zero=True, by_effect=True,
+        step=24,
         subtitle="; ".join(filter(None, notes)),
     )  # fmt: skip
+
+
+def one_way(rows: Sequence[Row]) -> list[Row]:
+    """Returns differences of which each arm is on one side: one that was the first arm of a row stays the first."""
+    firsts, turned = list[str](), []
+    for row in rows:
+        if row["against"] in firsts and row["arm"] not in firsts:
+            value, lo, hi = (None if row[name] is None else -row[name] for name in ("value", "hi", "lo"))
+            row = {**row, "arm": row["against"], "against": row["arm"], "value": value, "lo": lo, "hi": hi}
+        firsts.append(row["arm"])
+        turned.append(row)
+    return turned
 
 
 def listed(names: Iterable[str]) -> str:
@@ -157,8 +180,9 @@ def pair_name(row: Row, plain: str = "") -> str:
 
 
 def pair_arm(row: Row, order: Sequence[str]) -> str:
-    """The arm whose color a pair of arms has: the first, or the second where the first is that of `order`."""
-    return row["against"] if row["arm"] == order[0] else row["arm"]
+    """Returns the arm whose color a pair of arms has: the first that is not black, which is the color of references."""
+    colors = colors_of(order)
+    return next((row[name] for name in ("arm", "against") if colors[row[name]] != BLACK), row["arm"])
 
 
 def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str, level: float, better: str = "none") -> Chart:
@@ -179,10 +203,13 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str, level: 
         if row[f"value{suffix}"] is not None
     ]  # fmt: skip
     frame = pd.DataFrame(shown).astype({"lo": float, "hi": float})
-    first = f"training tokens of {'the first model' if not plain else 'the changed model'}"
+    first = f"training tokens of the {'changed model' if plain else 'model named first'}"
     x = values_axis("tokens", first, frame["tokens"])
     title = f"Difference in {measure.partition(' (')[0]}{f' from {plain}' * bool(plain)} vs training tokens"
-    note = "; ".join(filter(None, [interval_note(level, frame, "mean differences"), "dashed: no difference"]))
+    lengths = frame.groupby(["panel", "series"])["tokens"].max()
+    ends = "a line ends where one of its two models has no longer run" if lengths.nunique() > 1 else ""
+    note = "; ".join(filter(None, [interval_note(level, frame, "mean differences"), "dashed: no difference", ends]))
+    frame = frame.assign(tokens=shifted(frame, "tokens", list(frame["series"].unique()), linear=False, by=1.5 * DODGE))
     pairs = {str(arm): list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
     further = [series for arm in order for series in pairs.get(arm, [])[1:]]
     colors = colors_of([*order, *further])
@@ -191,78 +218,44 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str, level: 
         hues = [colors[name] for name in (arm, *sides[each[0]]) if colors[name] != BLACK]
         colors[each[0]] = hues[0] if hues else BLACK
     return seed_lines(
-        frame.drop(columns="arm"), x, pointed(f"difference{unit_of([measure])}", better), colors, title, zero=True,
+        frame.drop(columns="arm"), x, pointed(f"difference{unit_of([measure])}", better), colors, title, reference=0.0,
         subtitle=note,
     )  # fmt: skip
 
 
-def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tuple[str, str]) -> Chart:
+def scatter(
+    rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tuple[str, str], better: str = "none"
+) -> Chart:
     """A point for each arm with its name, by two columns of the rows.
 
-    order  the arms
-    x, y   a column and its label
+    order   the arms
+    x, y    a column and its label
+    better  the side of the vertical axis that is: lower, higher or none
     """
     frame = pd.DataFrame([{"series": row["arm"], "x": row[x[0]], "value": row[y[0]]} for row in rows])
     places = frame["x"].to_numpy(dtype=float)
-    scale, room = alt.Scale(zero=False, padding=50), 0.15 * float(np.ptp(places))
-    if 0 <= places.min() < room:  # no ticks below 0 for what cannot be negative
-        scale = alt.Scale(domain=[0, float(places.max()) + room], nice=False)
-    ticks, style = sorted(set(places.tolist())), ".3~s" if places.max() >= 1e3 else ".3~g"
-    axis = alt.Axis(format=style, labelOverlap="greedy", labelSeparation=6)
-    if len(ticks) <= FEW:
-        axis["values"] = ticks
+    low, high = float(places.min()), float(places.max())
+    letters = LETTER * max(map(len, frame["series"])) + 12
+    wide = high - low or abs(high) or 1.0
+    room, margin = wide * letters / (WIDTH - letters), 0.08 * wide
+    start = 0.0 if 0 <= low < margin else low - margin  # no ticks below 0 for what cannot be negative
+    scale = alt.Scale(domain=[start, high + room], nice=False)
+    ticks, style = spaced(sorted(set(places.tolist())), margin), ".3~s" if high >= 1e3 else ".3~g"
+    axis = alt.Axis(format=style, grid=False, values=ticks if len(ticks) <= FEW else alt.Undefined)
     across = alt.X("x:Q", scale=scale, title=x[1], axis=axis)
-    up, color = (
-        alt.Y("value:Q", title=y[1], scale=alt.Scale(zero=False, padding=12)),
-        arm_color(order, order, legend=False),
-    )
+    up = alt.Y("value:Q", title=pointed(y[1], better), scale=alt.Scale(zero=False, padding=12))
     tables = [Marks(rows=frame, points=46), point_names(frame, "series", "x", "value")]
-    return points(tables, across, up, f"{heading(y[1])} vs {x[1].partition(' (')[0]}", color=color)
+    title, note = f"{heading(y[1])} vs {x[1].partition(' (')[0]}", "points: means over seeds"
+    return points(tables, across, up, title, color=arm_color(order, order, legend=False), subtitle=note)
 
 
-CHOSEN = "each arm at the setting with the lowest forgetting that reaches the target loss"
-AXES = {"F": FORGETTING, "target": TARGET, "step": "optimizer step", "lr": "learning rate"}
-
-
-def over(rows: Rows, x: str, y: str, order: Sequence[str], subtitle: str = "") -> Chart:
-    """A measure of every arm vs the optimizer step or the learning rate; x and y are keys of AXES."""
-    shown = rows[["method", "seed", x]].assign(value=rows[y].astype(float), series=rows["method"].map(label))
-    across = log_axis(x, AXES[x], rows[x].to_numpy(dtype=float))
-    title = f"{heading(AXES[y])} vs {AXES[x]}"
-    return seed_lines(shown, across, AXES[y], [label(arm) for arm in order], title, subtitle=subtitle)
-
-
-def task_losses(rows: Rows, chosen: Rows, order: Sequence[str], texts: Mapping[str, str]) -> Chart:
-    """Loss of each task before fine-tuning and after each arm at its chosen setting, means over seeds.
-
-    texts  of `text_labels`
-    """
-    tasks = [name.removeprefix("loss/") for name in rows.columns if name.startswith("loss/")]
-    first = rows.drop_duplicates("run")[[f"start/{task}" for task in tasks]].mean()
-    names = {task: texts.get(task) or data_label(task) for task in tasks}
-    cells = [{"arm": "before", "task": names[task], "value": first[f"start/{task}"], "change": 0.0} for task in tasks]
-    kept = rows.merge(chosen, on=list(chosen.columns)).groupby("method")
-    for arm in order:
-        for task in tasks:
-            loss = float(kept.get_group(arm)[f"loss/{task}"].mean())
-            change = loss - first[f"start/{task}"]
-            cells.append({"arm": label(arm), "task": names[task], "value": loss, "change": change})
-    x, y = alt.X("task:N", title=None, sort=None, axis=alt.Axis(labelAngle=0)), alt.Y("arm:N", title=None, sort=None)
-    title = "Loss by task before and after fine-tuning"
-    return change_matrix(pd.DataFrame(cells), x, y, "change (nats)", title, worse=True, subtitle=CHOSEN)
-
-
-def loads(rows: Sequence[Row], order: Sequence[str]) -> Chart:
-    """Change of expert loads: a panel for each text and distance, a line for each layer and arm."""
-    distances = list(dict.fromkeys(row["distance"] for row in rows))
-    shown = [
-        {
-            "panel": f"{row['text'].rpartition('/')[2]} {row['distance']}", "series": row["arm"],
-            "name": f"layer {row['layer']}, {row['arm']}", **{key: row[key] for key in ("value", "lo", "hi")},
-        }
-        for row in sorted(rows, key=lambda row: (distances.index(row["distance"]), row["text"], row["layer"]))
-    ]  # fmt: skip
-    return estimates(shown, order, "total variation", "Change of expert loads by layer", zero=True)
+def spaced(values: Sequence[float], gap: float) -> list[float]:
+    """Returns ascending values without those less than `gap` above the one before."""
+    kept = [*values[:1]]
+    for value in values[1:]:
+        if value - kept[-1] >= gap:
+            kept.append(value)
+    return kept
 
 
 def score_matrix(cells: Rows, title: str) -> Chart:

@@ -206,8 +206,13 @@ class Compare(ClaimStudy):
         return compare_arms(runs, self, arm_name)
 
 
-def compare_arms(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequence[Question] = ()) -> Findings:
+def compare_arms(
+    runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequence[Question] = (),
+    panels: Mapping[str, str] | None = None,
+) -> Findings:  # fmt: skip
     """Compares the arms of runs. `further` claims of a study are decided together with those about arms.
+
+    panels  as in `figures`
 
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
@@ -219,16 +224,13 @@ def compare_arms(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Se
         """The arm of a run with the values of the study's keys."""
         return study.name_of(arm_of(run), run.config)
 
-    ladders, claims, scores = (
-        study.ladders(runs, named),
-        study.read_claims(levels, study.direction(runs)),
-        Measures(runs),
-    )
+    ladders, scores = study.ladders(runs, named), Measures(runs)
+    claims = study.read_claims(levels, study.direction(runs))
     study.require_arms(levels)
     labels = study.labels(runs, named)
     plain = plain_arm(claims, next(iter(ladders)))
     questions = [*(question(claim, ladders, waiting, labels, plain) for claim in claims), *further]
-    findings = decide_arms(questions, claims, ladders, study, scores, labels)
+    findings = decide_arms(questions, claims, ladders, study, scores, labels, panels=panels)
     arms = at_common_budget(ladders)
     setup = {
         "What the arms are": arms_table(runs, named, arms, labels),
@@ -244,12 +246,14 @@ def compare_arms(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Se
 def decide_arms(
     questions: Sequence[Question], claims: Sequence[Claim], ladders: Ladders, study: Compare, scores: Measures,
     labels: Mapping[str, str], quantities: Sequence[str | None] = tuple(QUANTITIES),
+    panels: Mapping[str, str] | None = None,
 ) -> Findings:  # fmt: skip
     """Decides claims about arms, and shows all differences between them.
 
     scores      units and labels of the measures
     labels      what people call each arm
     quantities  what tables hold equal, as of `Differences`
+    panels      as in `figures`
     """
     measure, level = study.measure, study.level
     results = decide_together(questions, level, study.looks, study.variance)
@@ -268,7 +272,7 @@ def decide_arms(
         COSTS: cost_table(facts, pairs),
     }
     drawn = differences_drawn(results, pairs, replace(differences, level=each))
-    charts = figures(claims, arms, tables, measure, scores, drawn, (level, each), labels)
+    charts = figures(claims, arms, tables, measure, scores, drawn, (level, each), labels, panels)
     return Findings(
         answer=" ".join(
             [*(multiplier_sentence(row, scores[measure]) for row in multipliers), answer_text("", results, level)]
@@ -338,21 +342,17 @@ def difference_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def figures(
-    claims: Sequence[Claim],
-    arms: Mapping[str, Arm],
-    tables: Mapping[str, Sequence[Row]],
-    measure: str,
-    scores: Measures,
-    gaps: Mapping[str, Sequence[Row]],
-    levels: tuple[float, float],
-    names: Mapping[str, str],
-) -> Figures:
+    claims: Sequence[Claim], arms: Mapping[str, Arm], tables: Mapping[str, Sequence[Row]], measure: str,
+    scores: Measures, gaps: Mapping[str, Sequence[Row]], levels: tuple[float, float], names: Mapping[str, str],
+    panels: Mapping[str, str] | None = None,
+) -> Figures:  # fmt: skip
     """The figures: differences, arms, tuning, and those over tokens, sizes and other measures that there are.
 
     scores  units and labels of the measures
     gaps    differences by the label of their measure
     levels  confidence level of all intervals of the gaps together, and of each
     names   what the figures call each arm
+    panels  the panel of each arm in the figure of differences, of arms that do not compare between panels
     """
     label, better, (level, each) = axis_label(scores[measure]), scores[measure].better, levels
     arms = {names[name]: arm for name, arm in plain_first(arms, gaps).items()}
@@ -363,7 +363,8 @@ def figures(
     if any(len(arm.values_by_rate) > 1 for arm in arms.values()):
         charts["tuning"] = lambda: _figures().tuning(arms, label, better=better)
     if any(gaps.values()):
-        charts["differences"] = lambda: _figures().differences(gaps, [*arms], level, each != level)
+        apart = {names[name]: panel for name, panel in (panels or {}).items()}
+        charts["differences"] = lambda: _figures().differences(gaps, [*arms], level, each != level, apart)
     timed = with_labels([row for row in tables["Differences"] if row["equal"] == QUANTITIES["seconds"].label], names)
     timed = [{**row, "better": better} for row in timed if row["lo"] is not None]
     if len(timed) > 1:
@@ -380,7 +381,7 @@ def figures(
         title = "parameters" if column == "params" else axis_label(scores[column])
         if placed:
             charts[name] = lambda placed=placed, x=(column, title): _figures().scatter(
-                placed, [*arms], x, (measure, label)
+                placed, [*arms], x, (measure, label), better
             )
     return charts
 
