@@ -10,6 +10,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
 from kleiber.records.catalog import read_runs
 from kleiber.studies.claims import decide_together
+from kleiber.studies.compare.arms import Unready
 from kleiber.studies.panel import Panel
 from kleiber.studies.panel_declaration import Key, Measure
 from kleiber.studies.panel_table import RESERVED, SAME
@@ -260,7 +261,7 @@ def test_all_intervals_of_a_study_hold_together_as_often_as_its_level_says():
     nodes = [{"of": {}, "each": {"arm": ["b", "c", "d"]}, "against": {"arm": "a"}}]
     covered = 0
     for _ in range(400):
-        results = decide_together(simulated(rng, effects).questions(nodes, ""), 0.9)
+        results = decide_together(simulated(rng, effects).questions(nodes, Unready()), 0.9)
         estimates = {str(result.claim.of["arm"]): result.estimate for result in results}
         covered += all(estimate.lo <= effects[arm] <= estimate.hi for arm, estimate in estimates.items())
     assert 0.88 <= covered / 400 <= 0.97

@@ -119,8 +119,6 @@ def make_plan(
         check_same_tokenizer(before.corpus, corpus, "stages.chain")
         model = before.model
     else:
-        if has_pretrained_weights(cfg.model):
-            check_tokenizer_of(model_folder(str(cfg.model.path)), corpus, f"model.path={cfg.model.path}")
         model = build_model(cfg, corpus, {}, hardware) if model_of is None else model_of(cfg, corpus, {})
     objective.check(model)
     if cfg.adapter is not None:
@@ -183,11 +181,14 @@ def _plan_privacy(
 def prepare_data(cfg: DictConfig, world_size: int) -> Corpus:
     """Prepares the data of a stage.
 
-    Raises ConfigError where ranks have other data, before they build models of other vocabularies together.
+    Raises ConfigError where ranks have other data, before they build models of other vocabularies together, and
+    ValueError for another tokenizer than that of the Hugging Face folder which `model=hf` wraps.
     """
     corpus: Corpus = build(cfg.data, open_model=open_model).prepare(cfg.model.context)
     if world_size > 1:
         check_equal(data_inputs(corpus), cfg.trainer.get("rank_timeout"))
+    if has_pretrained_weights(cfg.model):
+        check_tokenizer_of(model_folder(str(cfg.model.path)), corpus, f"model.path={cfg.model.path}")
     return corpus
 
 
