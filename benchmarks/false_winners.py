@@ -29,7 +29,7 @@ import numpy as np
 from kleiber.inference.contrasts import Cell, Contrast, estimate_family
 from kleiber.records.catalog import read_runs
 from kleiber.studies.claims import Claim, Result, decide_together
-from kleiber.studies.compare.arms import Arm, arm_from_rows
+from kleiber.studies.compare.arms import Arm, Unready, arm_from_rows
 from kleiber.studies.compare.differences import question
 from kleiber.studies.decision import Decision
 
@@ -104,7 +104,7 @@ def decide(losses: np.ndarray, variance: str, looks: int = 1) -> list[Result]:
     ladders = {f"arm {at}": [arm(f"arm {at}", table)] for at, table in enumerate(losses)}
     plain, *others = ladders
     claims = [Claim(of={"arm": name}, against={"arm": plain}, equal="tokens") for name in others]
-    return decide_together([question(claim, ladders, "") for claim in claims], 0.9, looks, variance)
+    return decide_together([question(claim, ladders, Unready()) for claim in claims], 0.9, looks, variance)
 
 
 def share(draw: Draw, studies: int, seed: int, variance: str, first_alone: bool = False) -> Mapping[str, float]:

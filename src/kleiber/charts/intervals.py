@@ -36,7 +36,8 @@ OTHER = {"shape": "diamond", "filled": False, "size": 60, "color": "#0072B2"}  #
 
 
 def estimates(
-    rows: Sequence[Mapping[str, object]], order: Sequence[str], x_title: str, title: str, zero: bool = False,
+    rows: Sequence[Mapping[str, object]], order: Sequence[str] | Mapping[str, str], x_title: str, title: str,
+    zero: bool = False,
     subtitle: str = "", *, domain: Sequence[float] | None = None, dodge: bool = False,
     other: Mapping[str, object] = OTHER, columns: int = 2, width: int = 230,
     tips: Sequence[Chart] = (), format: str = ".4f", step: int = 20, own_scales: bool = True, sort: Sequence[str] = (),
@@ -50,7 +51,8 @@ def estimates(
             panel has a dashed line; hollow, whether the dot is; other, a second value; better, the side of the axis
             that is, of all rows of a panel: lower, higher or none; below, the title of the axis of a panel, by default
             `x_title`
-    order   all series of the page, for their colors, which lines have if all are methods that other figures show
+    order   all series of the page, for their colors, or with them; lines have these if all are methods that other
+            figures show
     zero    draws a dashed line at 0
     domain  of the horizontal axis, by default over the values of each panel
     dodge   whether series of one line have places of their own, and a legend
@@ -114,20 +116,21 @@ def _extent(rows: pd.DataFrame) -> np.ndarray:
     """Returns the values of an axis, with room for the arrows of bounds."""
     values = rows[NUMBERS].to_numpy(dtype=float).ravel()
     room = ROOM * (np.nanmax(values) - np.nanmin(values))
-    tips = rows["value"] + rows["bound"].map({"at most": -room, "at least": room})
-    return np.append(values, tips.to_numpy(dtype=float))
+    sides = {"at most": -room, "at least": room}
+    tips = [value + sides.get(bound, np.nan) for value, bound in zip(rows["value"], rows["bound"], strict=True)]
+    return np.append(values, tips)
 
 
 def _open_ends(base: Chart, part: pd.DataFrame, x: Chart, width: int) -> list:
     """Returns arrows from bounds to the side that is open, and words where nothing bounds a value."""
-    layers, ends = [], x["scale"]["domain"]
+    layers, ends, bounds = [], x["scale"]["domain"], part["bound"].tolist()
     for bound, (head, end) in OPEN.items():
-        if (part["bound"] == bound).any():
+        if bound in bounds:
             arrow = base.transform_filter(alt.datum["bound"] == bound)
             tip = alt.XValue(HEAD if end == 0 else width - HEAD)
             layers.append(arrow.mark_rule(strokeWidth=1.2, opacity=0.6).encode(x=x, x2=alt.X2Value(tip["value"])))
             layers.append(arrow.mark_point(shape=head, filled=True, size=70, opacity=1).encode(x=tip))
-    if (part["bound"] == "not bounded by").any():
+    if "not bounded by" in bounds:
         at = float(part["reference"].iloc[0])
         right = np.isfinite(at) and at > sum(ends) / 2  # the word stands on the side of the dashed line with more room
         style = {"align": "right" if right else "left", "dx": -6 if right else 6, "fontSize": 10, "fontStyle": "italic"}
@@ -150,11 +153,11 @@ def _lines_of(shown: pd.DataFrame, sort: Sequence[str], by_effect: bool) -> tupl
     return names if shared or by_effect else list(sort), shared
 
 
-def color_of(order: Sequence[str], shown: Iterable[str], dodge: bool) -> Chart:
+def color_of(order: Sequence[str] | Mapping[str, str], shown: Iterable[str], dodge: bool) -> Chart:
     """Returns the colors of series, or one for all where the names of lines tell them from each other."""
     if dodge:
         return kind_color(order, "series", alt.Legend())
-    return arm_color(order, order, legend=False) if all(map(method_of, shown)) else alt.value(PLAIN)
+    return arm_color(order, [*order], legend=False) if all(map(method_of, shown)) else alt.value(PLAIN)
 
 
 def _dots(base: Chart, part: pd.DataFrame, color: Chart, area: int) -> Chart:
@@ -200,6 +203,6 @@ def _table(rows: Sequence[Mapping[str, object]], zero: bool) -> pd.DataFrame:
     return shown
 
 
-def _shape_of_series(order: Sequence[str]) -> Chart:
+def _shape_of_series(order: Iterable[str]) -> Chart:
     """Returns the encoding of series as shapes, which the legend of their colors has too."""
     return alt.Shape("series:N", title=None, sort=[*order], scale=alt.Scale(domain=[*order]))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from kleiber.records import Run
 from kleiber.studies import Rows
@@ -33,7 +33,8 @@ def rank_agreement(table: Rows, runs: Sequence[Run]) -> Rows:
         )
         if len(points) >= LEAST:
             first = part.iloc[0].to_dict() | dict.fromkeys(name for name in places if name != "run")
-            agreement = -float(spearmanr(points[LOSS], points[SCORE]).statistic)
+            ranks = points[[LOSS, SCORE]].rank()
+            agreement = -float(np.corrcoef(ranks[LOSS], ranks[SCORE])[0, 1])
             rows.append({**first, "seed": seed, "measure": AGREEMENT, "metric": AGREEMENT, "value": agreement})
     if not rows:
         raise ValueError(f"study=task_scaling ranks models: it needs {LEAST} of a seed, with a loss and a score each")

@@ -265,7 +265,8 @@ def effective_data(factors: Sequence[Row], rows: Rows, level: float) -> Chart:
     shown = shown.assign(series=shown["start"].map(domain_of).map(label))
     places = np.array([domains.index(name) - len(domains) / 2 for name in shown["series"]])
     x = values_axis("at", "share of the labels", shown["share"], "~%")
-    x.scale = alt.Scale(type="log", domain=[shown["share"].min() / 1.6, shown["share"].max() * 1.6], nice=False)
+    shares = [float(share) for share in shown["share"]]
+    x["scale"] = alt.Scale(type="log", domain=[min(shares) / 1.6, max(shares) * 1.6], nice=False)
     shown = shown.assign(at=shown["share"] * 1.15**places)  # side by side
     ends = shown[["value", "lo", "hi", "tip"]].to_numpy(dtype=float)
     domain = [float(np.nanmin(ends)) / 1.2, float(np.nanmax(ends)) * 1.2]

@@ -206,8 +206,8 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str, level: 
     first = f"training tokens of the {'changed model' if plain else 'model named first'}"
     x = values_axis("tokens", first, frame["tokens"])
     title = f"Difference in {measure.partition(' (')[0]}{f' from {plain}' * bool(plain)} vs training tokens"
-    lengths = frame.groupby(["panel", "series"])["tokens"].max()
-    ends = "a line ends where one of its two models has no longer run" if lengths.nunique() > 1 else ""
+    lengths = {max(part["tokens"].tolist()) for _, part in frame.groupby(["panel", "series"])}
+    ends = "a line ends where one of its two models has no longer run" if len(lengths) > 1 else ""
     note = "; ".join(filter(None, [interval_note(level, frame, "mean differences"), "dashed: no difference", ends]))
     frame = frame.assign(tokens=shifted(frame, "tokens", list(frame["series"].unique()), linear=False, by=1.5 * DODGE))
     pairs = {str(arm): list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
