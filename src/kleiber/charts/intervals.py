@@ -37,8 +37,7 @@ OTHER = {"shape": "diamond", "filled": False, "size": 60, "color": "#0072B2"}  #
 
 def estimates(
     rows: Sequence[Mapping[str, object]], order: Sequence[str] | Mapping[str, str], x_title: str, title: str,
-    zero: bool = False,
-    subtitle: str = "", *, domain: Sequence[float] | None = None, dodge: bool = False,
+    zero: bool = False, subtitle: str = "", *, domain: Sequence[float] | None = None, dodge: bool = False,
     other: Mapping[str, object] = OTHER, columns: int = 2, width: int = 230,
     tips: Sequence[Chart] = (), format: str = ".4f", step: int = 20, own_scales: bool = True, sort: Sequence[str] = (),
     color: Chart = None, shape: Chart = None, by_effect: bool = False, symlog: bool = False,
@@ -51,8 +50,7 @@ def estimates(
             panel has a dashed line; hollow, whether the dot is; other, a second value; better, the side of the axis
             that is, of all rows of a panel: lower, higher or none; below, the title of the axis of a panel, by default
             `x_title`
-    order   all series of the page, for their colors, or with them; lines have these if all are methods that other
-            figures show
+    order   all series of the page, for their colors, or with them, which lines have if all are methods
     zero    draws a dashed line at 0
     domain  of the horizontal axis, by default over the values of each panel
     dodge   whether series of one line have places of their own, and a legend
