@@ -46,6 +46,7 @@ ALLOWED = {
         config/labels.py file.read_text
         config/targets.py file.read_text
         config/words.py read_text
+        config/words.py file.read_text
         config/words.py yaml.safe_load
         data/builtin.py tokenize.open
         kleiber_topics/judging/server.py read_text
