@@ -269,9 +269,9 @@ def seed_lines(
         panels = []
         for name, part in rows.groupby("panel", sort=False):
             names, axis = [arm for arm in drawn if arm in set(part["series"])], y.copy(deep=False)
-            own = replace(marks, rows=part, shape=shape_of(names))
-            axis["scale"] = scale_over([own], log, reference)
-            panels.append(draw([own], x, axis, arm_color(names, names)).properties(title=str(name), **SMALL))
+            table = replace(marks, rows=part, shape=shape_of(names))
+            axis["scale"] = scale_over([table], log, reference)
+            panels.append(draw([table], x, axis, arm_color(names, names)).properties(title=str(name), **SMALL))
         return in_rows(panels, title, subtitle).resolve_scale(color="independent", shape="independent")
     if "panel" in rows:
         return lines(

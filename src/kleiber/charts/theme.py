@@ -358,8 +358,8 @@ def apply_theme(chart: Chart) -> Chart:
 
 def fit_titles(chart: Chart, height: float) -> None:
     """Cuts titles of vertical axes that are longer than their panel into lines; an arrow has a line of its own."""
-    own = getattr(chart, "height", None)
-    height = own if isinstance(own, (int, float)) else height
+    stated = getattr(chart, "height", None)
+    height = stated if isinstance(stated, (int, float)) else height
     for part in (part for name in ("layer", "concat") for part in getattr(chart, name, ())):
         fit_titles(part, height)
     axis: Chart = getattr(getattr(chart, "encoding", None), "y", None)
