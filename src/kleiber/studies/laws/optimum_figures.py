@@ -161,8 +161,8 @@ def optima(record: Row, form: HyperparameterLaw, axis: str, along: str) -> Chart
     heights = np.concatenate([frame[end] for frame in (marks, curves) for end in ("lo", "hi") if end in frame] + [near])
     heights = np.clip(heights, min(near) / WIDEST, max(near) * WIDEST)
     y, percents = log_axis("value", f"optimal {name}", heights, kind=alt.Y), percent(record["level"])
-    what = f"line{'s' * bool(others)} and band{'s' * bool(others)}: the law with its {percents} interval"
-    subtitle = f"{what}; dashed: extrapolated; bars: {percents} intervals"
+    drawn = f"line{'s' * bool(others)} and band{'s' * bool(others)}: the law with its {percents} interval"
+    subtitle = f"{drawn}; dashed: extrapolated; bars: {percents} intervals"
     return lines(tables, x, y, f"Optimal {_bare(axis)} vs {INPUTS[along]}", color=color, subtitle=subtitle)
 
 
