@@ -45,8 +45,8 @@ def model(causal: bool = True) -> Transformer:
     return Transformer(Bytes().vocab_size, depth=1, width=32, context=16, causal=causal)
 
 
-def planned(evaluation: Evaluation, *named: DataSet, training: bool = False) -> list[str]:
-    (measurement,) = plan_measurements({"x": evaluation}, model(), Bytes(), [OWN], named, training)
+def planned(evaluation: Evaluation, *named: DataSet) -> list[str]:
+    (measurement,) = plan_measurements({"x": evaluation}, model(), Bytes(), [OWN], named)
     return [data.name for data in measurement.data]
 
 
@@ -57,8 +57,8 @@ def test_an_evaluation_gets_the_named_data_that_it_accepts_or_that_of_the_run() 
 
 
 def test_what_cannot_be_read_is_refused() -> None:
-    late, only_causal = Draws(), Draws()
-    late.during, only_causal.causal = False, True
+    only_causal = Draws()
+    only_causal.causal = True
     for evaluation, named, message in (
         (Pairs(), (), "good, bad, and got only own"),
         (Pairs(), (TEXT,), "good, bad, and got text"),
@@ -66,8 +66,6 @@ def test_what_cannot_be_read_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             planned(evaluation, *named)
-    with pytest.raises(ValueError, match="during training"):
-        planned(late, training=True)
     with pytest.raises(ValueError, match="bidirectional"):
         plan_measurements({"x": only_causal}, model(causal=False), Bytes(), [OWN])
 

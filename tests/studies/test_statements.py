@@ -205,6 +205,7 @@ def test_a_number_has_the_interval_of_its_claim_in_every_table():
     assert (rows[1]["lo"], rows[1]["hi"]) == (-found.estimate.hi, -found.estimate.lo)
     assert rows[2:] == [{**other, "level": 0.8}, {**same, "n": 9, "level": 0.8}]
     assert with_intervals_of_claims([other], [found], 0.8) == [other]
+    assert with_intervals_of_claims([same], [found], 0.8, means=True) == [same]
 
 
 def test_the_numbers_of_an_answer_are_checked():

@@ -133,7 +133,6 @@ class Evaluation:
     reads         what data it reads where `columns` is empty, for errors
     default_data  names of the data that it reads where it has none of its own and accepts none of the others
     causal        whether the model must predict each token from those before it
-    during        whether it may run during training; otherwise only `kleiber eval` runs it
     metrics       what each of its scores is, by the name of the metric or a pattern such as distinct_{n}
     data_labels   what figures call data that the evaluation makes up, by its name in the scores
     """
@@ -143,7 +142,6 @@ class Evaluation:
     reads: ClassVar[str] = "text, in a column text"
     default_data: ClassVar[Sequence[str]] = ()
     causal: ClassVar[bool] = False
-    during: ClassVar[bool] = True
     metrics: ClassVar[Metrics] = MappingProxyType({})
     data_labels: ClassVar[Mapping[str, str]] = MappingProxyType({})
     data: Sequence[DataPath] | None = None

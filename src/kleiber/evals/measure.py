@@ -85,7 +85,6 @@ def plan_measurements(
     tokenizer: Tokenizer,
     validation_sets: Sequence[DataSet],
     named: Sequence[DataSet] = (),
-    training: bool = False,
 ) -> list[Measurement]:
     """Chooses the data of each evaluation: of its key `data`, else `named`, else the validation data of the run.
 
@@ -93,14 +92,11 @@ def plan_measurements(
 
     validation_sets  of the run
     named     data sets of the command line
-    training  whether the evaluations are for a training run
 
     Raises ValueError for a model or data that an evaluation cannot read, and for a data set that none of them reads.
     """
     measurements, contamination = [], Contamination()
     for name, evaluation in evaluations.items():
-        if training and not evaluation.during:
-            raise ValueError(f"evals={name} does not work during training: use `kleiber eval RUN --evals {name}`")
         if evaluation.causal and not model.causal:
             raise ValueError(f"--evals {name} needs a causal model, such as model=gpt; this model is bidirectional")
         evaluation.check(model)
@@ -127,7 +123,7 @@ def plan_measurements(
 def training_measurements(nodes: Config | None, model: Model, corpus: Corpus) -> list[Measurement]:
     """The evaluations of a training run: those of the config node `evals`, with the data of each."""
     validation_sets = own_sets(corpus.validation)
-    return plan_measurements(build_evaluations(nodes), model, corpus.tokenizer, validation_sets, training=True)
+    return plan_measurements(build_evaluations(nodes), model, corpus.tokenizer, validation_sets)
 
 
 def find_sets(text: str, key: str, tokenizer: Tokenizer, model: Model) -> list[DataSet]:

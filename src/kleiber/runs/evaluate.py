@@ -265,7 +265,7 @@ def complete_evaluations(folder: Path, config: Config) -> None:
     subject, validation_sets, _ = open_subject(folder, None, (), None if tokens is None else round(quantity(tokens)))
     evaluations = build_evaluations({name: config["evals"][name] for name in missing})
     stage = find_stage_name(folder, None)
-    for measurement in plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, training=True):
+    for measurement in plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets):
         results = measurement.measure_or_warn(subject)
         if results is not None:
             replaced = tuple(f"eval/{measurement.name}/{data}/" for data in results.scores)

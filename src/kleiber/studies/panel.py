@@ -163,6 +163,11 @@ def recorded_score(runs: Sequence[Run], table: Rows, measure: str) -> Score:
     return score if len(metrics) == 1 else replace(score, label=measure.replace("_", " "))
 
 
+def means_of(tables: Mapping[str, Table]) -> list[str]:
+    """Returns the titles of the tables of means."""
+    return [title for title, table in tables.items() if table.contrast is None]
+
+
 def _draw(node: Config, view: View, tables: panel_figures.Tables) -> Chart:
     from kleiber.studies.panel_charts import draw  # late, for the libraries of charts
 
@@ -328,6 +333,7 @@ class Panel(ClaimStudy):
             verdicts=verdicts,
             caveats=view.caveats(results),
             tables=tables,
+            means=means_of(view.tables),
             figures=charts,
             law=law,
             text=() if law is None else lines(law),
@@ -340,7 +346,11 @@ class Panel(ClaimStudy):
         results  claims, whose intervals figures draw where their tables have the same numbers
         """
         tables = {title: view.rows_of(table) for title, table in view.tables.items()}
-        rows = {title: with_intervals_of_claims(table, results, self.level) for title, table in tables.items()}
+        means = means_of(view.tables)
+        rows = {
+            title: with_intervals_of_claims(table, results, self.level, means=title in means)
+            for title, table in tables.items()
+        }
         rows[panel_figures.CLAIMS] = view.claim_rows(results)
         charts: Figures = {
             str(node["name"]): partial(_draw, node, view, rows)

@@ -337,11 +337,16 @@ def with_interval_of_claim(estimate: Estimate, results: Sequence[Result]) -> Est
     return tested if tested.value * estimate.value > 0 else tested.negated()
 
 
-def with_intervals_of_claims(rows: Sequence[Row], results: Sequence[Result], level: float | None) -> list[Json]:
+def with_intervals_of_claims(
+    rows: Sequence[Row], results: Sequence[Result], level: float | None, *, means: bool = False
+) -> list[Json]:
     """Returns rows of a table, of which those about the numbers of claims have the intervals of these.
 
     Where there are such rows, every row has the confidence level of its interval; `level` is that of the others.
+
+    means  whether the rows are means: a mean has the number of its difference from one that is 0, and is none
     """
+    results = [result for result in results if not (means and result.claim.against is not None)]
     estimates = [from_row(row) if {*ESTIMATE} <= row.keys() and row["value"] is not None else None for row in rows]
     about = [None if estimate is None else claim_about(estimate, results) for estimate in estimates]
     if not any(about):

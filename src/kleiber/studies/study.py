@@ -6,7 +6,7 @@ interval, or a reason why it has none. Figures are functions, since drawing them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 from pathlib import Path
@@ -46,6 +46,7 @@ class Findings:
     verdicts  on fitted laws, each with code, level (refuse, warn, note) and text
     caveats   what limits the results, each with code and text, such as arms that are not tuned
     tables    rows of plain values, by title
+    means     titles of tables of means
     figures   functions that draw an altair chart, by file name
     law       the content of laws.json; None if the study fits no law
     text      lines below the figures of the report
@@ -60,6 +61,7 @@ class Findings:
     verdicts: Sequence[Row] = ()
     caveats: Sequence[Row] = ()
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    means: Collection[str] = ()
     figures: Figures = field(default_factory=dict)
     law: Json | None = None
     text: Sequence[str] = ()
@@ -265,7 +267,8 @@ def content(findings: Findings, study: str, runs: Sequence[Run], level: float | 
         "verdicts": [dict(verdict) for verdict in findings.verdicts],
         "caveats": [dict(caveat) for caveat in findings.caveats],
         "tables": {
-            title: with_intervals_of_claims(rows, findings.claims, level) for title, rows in findings.tables.items()
+            title: with_intervals_of_claims(rows, findings.claims, level, means=title in findings.means)
+            for title, rows in findings.tables.items()
         },
         "figures": [*findings.figures],
         "runs": counts(runs),

@@ -37,7 +37,6 @@ class Routing(Evaluation):
     data  names or paths of data sets; null: those of the command or of the run
     """
 
-    during = False
     metrics: ClassVar[Metrics] = {
         "loss": Metric("loss", "lower", "nats per token"),
         "margin/{layer}": Metric("margin of the router's scores in layer {layer}", "none"),
