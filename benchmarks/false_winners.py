@@ -11,9 +11,10 @@ the others is better, decided as `study=compare` does. Winners among equal arms 
 
 A run's noise has the standard deviation 1, and curves the median curvature of the recorded sweeps in this unit. Power
 is the share of studies that find the one arm of six that is better by so many standard deviations. The real arms are
-drawn from 200 runs of one config, 40 seeds at five rates: other seeds for each arm.
+drawn from 200 runs of one config, 40 seeds at five rates: other seeds for each arm. There are two such configs.
 
     python benchmarks/false_winners.py [--studies 2000] [--seed 0] [--out benchmarks/results/false_winners.json]
+    ... --kind "real runs" measures these rows alone; the others stay as they are in --out
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ SETTINGS = [
     ("unequal_plain", "same"), ("seeds", "same"), ("equal", "slope"),
 ]  # fmt: skip
 DECIDED = (Decision.SUPPORTED, Decision.CONTRADICTED)
-RUNS = Path(__file__).parent / "results" / "equal_arms.jsonl.gz"
+RESULTS = Path(__file__).parent / "results"
+RUNS = {32: RESULTS / "equal_arms.jsonl.gz", 96: RESULTS / "equal_arms_wide.jsonl.gz"}  # by width
 PLANS = {"one look at 3": (3,), "one look at 5": (5,), "3, 5, 8": (3, 5, 8), "each of 3 to 10": tuple(range(3, 11))}
 
 Draw = Callable[[np.random.Generator], np.ndarray]  # returns losses, arms x rates x seeds
+Rows = Iterator[Mapping[str, object]]
 
 
 def curves_of(arms: int, curve: str) -> np.ndarray:
@@ -75,9 +78,9 @@ def drawn(arms: int, seeds: int, noise: str, curve: str, shift: float = 0.0) -> 
     return draw
 
 
-def real(arms: int, seeds: int) -> Draw:
+def real(width: int, arms: int, seeds: int) -> Draw:
     """Returns a function that draws arms of other seeds from the recorded runs of one config."""
-    rows = [run.leaf_rows()[0] for run in read_runs(RUNS)]
+    rows = [run.leaf_rows()[0] for run in read_runs(RUNS[width])]
     by_cell = {(row["lr"], row["seed"]): row["loss"] for row in rows}
     rates, every = (sorted({key[axis] for key in by_cell}) for axis in (0, 1))
     table = np.array([[by_cell[rate, seed] for seed in every] for rate in rates])
@@ -137,23 +140,35 @@ def looked_at(looks: tuple[int, ...], shift: float, arms: int, studies: int, see
     return hits / studies
 
 
-def measured(studies: int, seed: int) -> Iterator[Mapping[str, object]]:
-    """Yields a row for each setting."""
+def false_winners(studies: int, seed: int) -> Rows:
+    """Yields the share of simulated studies of equal arms with a winner."""
     for (noise, curve), arms, seeds in product(SETTINGS, ARMS, SEEDS):
-        row = {"kind": "false winners", "noise": noise, "curve": curve, "arms": arms, "seeds": seeds}
+        row = {"noise": noise, "curve": curve, "arms": arms, "seeds": seeds}
         yield {**row, **share(drawn(arms, seeds, noise, curve), studies, seed, "moderated")}
-    for arms, seeds, variance in product(ARMS, SEEDS, ("moderated", "separate")):
-        row = {"kind": "real runs", "arms": arms, "seeds": seeds, "variance": variance}
-        yield {**row, **share(real(arms, seeds), studies, seed, variance)}
+
+
+def real_runs(studies: int, seed: int) -> Rows:
+    """Yields the share of studies of equal arms with a winner, whose losses are those of recorded runs."""
+    for width, arms, seeds, variance in product(RUNS, ARMS, SEEDS, ("moderated", "separate")):
+        row = {"width": width, "arms": arms, "seeds": seeds, "variance": variance}
+        yield {**row, **share(real(width, arms, seeds), studies, seed, variance)}
+
+
+def power(studies: int, seed: int) -> Rows:
+    """Yields the share of simulated studies that find the better one of seven arms."""
     for seeds, shift, variance in product(SEEDS, (1.0, 2.0, 3.0), ("moderated", "separate")):
-        row = {"kind": "power", "arms": 7, "seeds": seeds, "shift": shift, "variance": variance}
+        row = {"arms": 7, "seeds": seeds, "shift": shift, "variance": variance}
         yield {**row, **share(drawn(7, seeds, "equal", "same", shift), studies, seed, variance, first_alone=True)}
-    for (name, looks), arms, shift in product(PLANS.items(), (2, 4), (0.0, 1.0, 2.0)):
-        row = {"kind": "looks", "plan": name, "arms": arms, "shift": shift}
-        yield row | {"share": looked_at(looks, shift, arms, studies // 4, seed), "studies": studies // 4}
 
 
-def contrasts(studies: int, seed: int) -> Iterator[Mapping[str, object]]:
+def looks(studies: int, seed: int) -> Rows:
+    """Yields the share of simulated studies that decide a claim at one of several looks."""
+    for (name, plan), arms, shift in product(PLANS.items(), (2, 4), (0.0, 1.0, 2.0)):
+        row = {"plan": name, "arms": arms, "shift": shift}
+        yield row | {"share": looked_at(plan, shift, arms, studies // 4, seed), "studies": studies // 4}
+
+
+def contrasts(studies: int, seed: int) -> Rows:
     """Yields how often some interval of differences from a first group misses it, without rates to tune.
 
     The variance of the last group is `ratio` times that of the others. Paired differences have their own variances.
@@ -169,9 +184,13 @@ def contrasts(studies: int, seed: int) -> Iterator[Mapping[str, object]]:
             widths = [each.half_width(level) for each, level in zip(family.spreads, family.levels, strict=True)]
             wrong += any(abs(np.mean(each.values)) > half for each, half in zip(asked, widths, strict=True))
         yield {
-            "kind": "contrasts", "paired": paired, "groups": groups, "seeds": seeds, "ratio": ratio,
-            "share": wrong / studies,
+            "paired": paired, "groups": groups, "seeds": seeds, "ratio": ratio, "share": wrong / studies,
         }  # fmt: skip
+
+
+KINDS: Mapping[str, Callable[[int, int], Rows]] = {
+    "false winners": false_winners, "real runs": real_runs, "power": power, "looks": looks, "contrasts": contrasts,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -179,15 +198,21 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--kind", choices=[*KINDS])
     options = parser.parse_args()
-    rows = []
-    every = [measured(options.studies, options.seed), contrasts(options.studies, options.seed)]
-    for row in chain.from_iterable(every):
-        rows.append(row)
-        if options.out:
-            record = {"studies": options.studies, "seed": options.seed, "level": 0.9, "rows": rows}
-            options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    rows: dict[str, list[object]] = {kind: [] for kind in KINDS}
+    if options.kind:
+        for row in json.loads(options.out.read_text(encoding="utf-8"))["rows"]:
+            rows[row["kind"]].append(row)
+    for kind in [options.kind] if options.kind else KINDS:
+        rows[kind] = []
+        for row in KINDS[kind](options.studies, options.seed):
+            rows[kind].append({"kind": kind, **row})
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+            if options.out:
+                every = [*chain.from_iterable(rows.values())]
+                record = {"studies": options.studies, "seed": options.seed, "level": 0.9, "rows": every}
+                options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

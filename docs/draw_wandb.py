@@ -12,7 +12,8 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import Chart, Rows, apply_theme, to_svg
+from kleiber.charts.pictures import to_svg
+from kleiber.charts.theme import Chart, Rows, apply_theme
 from kleiber.records.wandb_file import read_records, values_of
 
 AXES = ("_step", "_runtime", "_timestamp", "trainer/global_step", "tokens", "train/tokens")

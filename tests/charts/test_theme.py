@@ -10,13 +10,12 @@ pytest.importorskip("altair")
 
 import altair as alt
 
+from kleiber.charts.pictures import FONTS, READ_OUT, svg_to_png, to_svg
 from kleiber.charts.series import line_chart
 from kleiber.charts.theme import (
-    FONTS,
     KINDS,
     LINE,
     METHODS,
-    READ_OUT,
     TITLE_LINE,
     apply_theme,
     colors_of,
@@ -34,9 +33,8 @@ from kleiber.charts.theme import (
     size_color,
     span,
     span_ticks,
-    svg_to_png,
     tick_text,
-    to_svg,
+    title_lines,
     values_axis,
     with_group,
     with_title,
@@ -79,6 +77,8 @@ def test_the_title_of_a_vertical_axis_is_no_longer_than_its_panel():
     cut, whole = drawn["concat"][0]["layer"][0]["encoding"]["y"]["title"], drawn["concat"][1]["encoding"]["y"]["title"]
     assert whole == title and " ".join(cut) == title.replace("\N{EM SPACE}", " ") and cut[-1] == "← better"
     assert max(map(len, cut)) * 4.9 <= 150
+    unit = pointed("loss on the new text (nats per token)", "lower")
+    assert title_lines(unit, 26) == ["loss on the new text", "(nats per token)\N{EM SPACE}← better"]
 
 
 @pytest.mark.parametrize(("number", "text"), [(20_000, "20k"), (1e12, "10¹²"), (5e12, "5·10¹²"), (9.99e14, "10¹⁵")])

@@ -59,6 +59,7 @@ def test_groups_and_choices_are_those_of_the_folder():
         ("modl=moe", ["modl", "'model'"]),
         ("data=/", ["data=labelled data.path=/"]),
         ("model=moee", ["model=moee", "'moe'"]),
+        ("optimizer=torch.optim.Adam", ["torch.optim.Adam", "optimizer=adamw"]),
         ("model/mlpp=moe", ["'model/mlp'"]),
     ],
 )

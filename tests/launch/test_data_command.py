@@ -68,6 +68,15 @@ def test_the_error_for_a_wrong_path_begins_with_it_and_names_no_key(path, cache_
     assert str(refused.value).startswith(f"{path} is no file or folder here") and "data.path" not in str(refused.value)
 
 
+def test_a_config_that_is_written_as_a_folder_is_told_as_one(tmp_path, cache_dir, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
+    (tmp_path / "blimp").mkdir()
+    with pytest.raises((ValueError, ConnectionError)) as refused:
+        run("blimp/wish", code=2)
+    assert "blimp --config wish" in str(refused.value)
+
+
 def test_a_text_is_prepared_as_training_would(tmp_path, cache_dir):
     file, out = tmp_path / "t.jsonl", tmp_path / "d.json"
     file.write_text("".join(json.dumps({"text": f"number {n} of many"}) + "\n" for n in range(100)))

@@ -48,6 +48,10 @@ def test_a_path_is_checked_before_the_packages_are_imported(arguments, module, m
     (tmp_path / "nope").mkdir()
     assert main(arguments) == 2
     assert "nope is no run" in capsys.readouterr().err
+    (tmp_path / "nope/a").mkdir()
+    (tmp_path / "nope/a/config.yaml").write_text("")
+    assert main(arguments) == 2
+    assert "it has 1 run, such as nope/a" in capsys.readouterr().err
 
 
 def test_a_prompt_is_continued_and_written_with_its_settings(small_model, capsys):

@@ -107,6 +107,7 @@ def test_the_changed_group_is_compared_with_the_plain_one():
         ("arm: x ranks first more often", {"direction": "higher"}, "arm: x ranks first less often"),
         ("x is lower or lower still", {}, "it does not hold that x is lower or lower still"),
         ("at b: x is lower", {"margin": 0.1}, "at b: it does not hold that x is lower"),
+        ("x is not higher than y", {"direction": "not_higher", "margin": 0.1}, "x is higher than y"),
         ("x moves by less than half", {"direction": "within", "margin": 0.5},
          "it does not hold that x moves by less than half"),
     ],
@@ -116,7 +117,7 @@ def test_a_text_that_is_contradicted_is_turned_or_negated(text, claim, contrary)
     assert denial(claim, text) == contrary
     values = [5.0, 5.01] if claim.direction != "higher" else [-0.5, -0.51]
     (found,) = decide_together([Question(claim=claim, text=text, values=values, unit="nats")], 0.9)
-    joint = ": " if contrary.startswith(("it ", "at b: it ")) else ", by "
+    joint = ": " if claim.direction.startswith("not_") or "it does not hold" in contrary else ", by "
     assert found.decision == "contradicted" and verdict(found).startswith(f"{contrary}{joint}")
 
 

@@ -39,16 +39,20 @@ def scatter(
     return with_title(draw(shown, x, y, color, dashed), title, height, subtitle)
 
 
-def point_names(places: Rows, name: str, x: str, y: str) -> Marks:
+def point_names(places: Rows, name: str, x: str, y: str, letter: float = 0.0) -> Marks:
     """Returns the name of each point beside it, to the left of those on the right, where the panel ends.
 
     Names on one side of points that are near each other are moved apart.
+
+    letter  width of a letter in units of the horizontal axis, if there is room for all names on the right: they are
+            there, and are moved apart if one reaches the next point
     """
     places = places.sort_values(x, kind="stable").reset_index(drop=True)
     xs, ys = places[x].to_numpy(dtype=float), places[y].to_numpy(dtype=float)
     along = (xs - xs.min()) / max(float(np.ptp(xs)), 1e-12)
-    left, heights = (along > RIGHT) & (along.max() > 0), ys.copy()
-    groups = np.cumsum(np.append(True, (np.diff(along) > BESIDE) | np.diff(left)))
+    left, heights = (along > RIGHT) & (along.max() > 0) & (not letter), ys.copy()
+    reach = letter * places[name].str.len().to_numpy(dtype=float) if letter else np.full(len(xs), BESIDE * np.ptp(xs))
+    groups = np.cumsum(np.append(True, (np.diff(xs) > reach[:-1]) | np.diff(left)))
     for group in np.unique(groups):
         heights[groups == group] = separate_labels(ys[groups == group], NEAR * max(float(np.ptp(ys)), 1e-12))
     return Marks(rows=places.assign(at=heights, left=left), value="at", name=name)

@@ -1,4 +1,4 @@
-"""The theme of every figure: axes, colors, titles, and how charts are written.
+"""The theme of every figure: axes, colors and titles.
 
 The colors of categories differ in gray print and with color blindness. Altair is imported with this module. A figure
 may have any number of rows.
@@ -6,7 +6,6 @@ may have any number of rows.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -14,7 +13,6 @@ from typing import Any, Final
 import altair as alt
 import numpy as np
 import pandas as pd
-from altair.utils._importers import vl_version_for_vl_convert
 from numpy.typing import ArrayLike
 
 alt.data_transformers.disable_max_rows()  # a figure of many sizes is drawn, not refused at 5,000 rows
@@ -26,13 +24,13 @@ PALETTE: Final = "viridis"
 # The first seven are distinct for color-blind readers (Okabe and Ito 2008), the first five also in gray.
 KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#7F7F7F", "#7B4173",
          "#31A354", "#B2182B"]  # fmt: skip
-BLACK, BLUE, ORANGE, GREEN, PINK, SKY, RED, BROWN, SILVER = KINDS[:9]
+BLACK, BLUE, ORANGE, GREEN, PINK, SKY, RED, BROWN, SILVER, PURPLE = KINDS[:10]
 # Methods that several studies compare, each with its color on all pages, and references in black. Variants of a method,
 # whose names begin with its name, are shades of its color; other categories take the next color that is free.
 METHODS: Final = {
     "plain": BLACK, "plain fine-tuning": BLACK, "plain training": BLACK, "baseline": BLACK, "dense": BLACK,
     "full fine-tuning": BLACK, "SFT": BLACK, "replay": BLUE, "self-generated replay": SKY, "LoRA": GREEN,
-    "WiSE-FT": PINK, "LwF": BROWN, "A-GEM": ORANGE, "L2-SP": RED, "EWC": SILVER, "DP-SGD": ORANGE, "DPO": ORANGE,
+    "WiSE-FT": PINK, "LwF": BROWN, "A-GEM": ORANGE, "L2-SP": RED, "EWC": PURPLE, "DP-SGD": ORANGE, "DPO": ORANGE,
     "GRPO": GREEN, "QK-norm": BLUE, "no QK-norm": BLUE, "Muon": ORANGE, "mixture of experts": RED, "GELU": SKY,
     "ReLU²": BROWN, "no positions": SILVER, "untied": GREEN, "GQA": PINK, "dropout": RED,
 }  # fmt: skip
@@ -46,11 +44,6 @@ FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
 SAME = 0.02  # values that differ by less have one tick
 UNLIKE = {"⁰", "⁻"}  # letters that Liberation Sans lacks
 TALL = 4.9  # mean height of a letter of the title of a vertical axis
-# The widths of labels are those of Arial, which Liberation Sans has too.
-FONTS = 'font-family="Arial, Liberation Sans, Helvetica, sans-serif"'
-# What a screen reader would read out of an SVG; one that is shown as a picture has the text of its page.
-READ_OUT = re.compile(' (?:role|aria-[a-z]+)="[^"]*"')
-NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -357,7 +350,7 @@ def apply_theme(chart: Chart) -> Chart:
 
 
 def fit_titles(chart: Chart, height: float) -> None:
-    """Cuts titles of vertical axes that are longer than their panel into lines; an arrow has a line of its own."""
+    """Cuts titles of vertical axes that are longer than their panel into lines."""
     stated = getattr(chart, "height", None)
     height = stated if isinstance(stated, (int, float)) else height
     for part in (part for name in ("layer", "concat") for part in getattr(chart, name, ())):
@@ -365,35 +358,12 @@ def fit_titles(chart: Chart, height: float) -> None:
     axis: Chart = getattr(getattr(chart, "encoding", None), "y", None)
     title = axis["title"] if isinstance(axis, alt.Y) else ""
     if isinstance(title, str) and TALL * len(title) > height:
-        axis["title"] = [
-            line for part in title.split("\N{EM SPACE}") for line in textwrap.wrap(part, max(12, int(height / TALL)))
-        ]
+        axis["title"] = title_lines(title, max(12, int(height / TALL)))
 
 
-def to_svg(chart: Chart) -> str:
-    """Returns a chart as SVG, as altair writes it but for what is read out, which is up to half of the bytes.
-
-    Characters that XML does not have become a replacement character. The library that draws ends the process for such
-    a character, which a label of a stranger's run may have.
-    """
-    import vl_convert
-
-    plain = _as_xml(chart.to_dict())
-    assert isinstance(plain, dict)
-    svg = vl_convert.vegalite_to_svg(plain, vl_version=vl_version_for_vl_convert())
-    return READ_OUT.sub("", svg).replace('font-family="sans-serif"', FONTS)
-
-
-def _as_xml(value: object) -> object:
-    if isinstance(value, str):
-        return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", value)
-    if isinstance(value, dict):
-        return {_as_xml(key): _as_xml(child) for key, child in value.items()}
-    return [_as_xml(child) for child in value] if isinstance(value, list) else value
-
-
-def svg_to_png(svg: str) -> bytes:
-    """Returns a chart that `to_svg` converted as PNG, as altair writes it with scale_factor=2."""
-    import vl_convert
-
-    return vl_convert.svg_to_png(svg, scale=2, ppi=72)
+def title_lines(title: str, letters: int) -> list[str]:
+    """Returns the lines of the title of an axis, of so many letters: where they fit, its name, then unit and arrow."""
+    name, bracket, rest = title.rpartition(" (")
+    if bracket and max(len(name), len(rest) + 1) <= letters:
+        return [name, f"({rest}"]
+    return [line for part in title.split("\N{EM SPACE}") for line in textwrap.wrap(part, letters)]

@@ -27,7 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.extensions import conf_dir, extension_folders
+from kleiber.config.extensions import TORCH_OPTIMIZERS, conf_dir, extension_folders, require_allowed
 from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
 from kleiber.config.stages import LIMITS
 from kleiber.config.url_secrets import map_secrets, remember_secrets
@@ -260,6 +260,8 @@ class Composer:
         group, options = override.key_or_group, self.choices(override.key_or_group)
         for choice in chosen_names(override):
             if choice not in options:
+                if choice.startswith(TORCH_OPTIMIZERS):
+                    require_allowed(choice)
                 near = in_our_words(group, choice) or did_you_mean(choice, options)
                 if group == "data" and Path(choice).exists():
                     path = f"data.path={choice}"

@@ -164,7 +164,7 @@ def import_offer(kind: str, key: str, place: str) -> Callable[..., object]:
     return offer
 
 
-def require_allowed(target: str, extra: tuple[str, ...]) -> None:
+def require_allowed(target: str, extra: tuple[str, ...] = ()) -> None:
     """Raises ConfigError for a name that begins neither with one of ALLOWED nor with one of `extra`."""
     if target.startswith(TORCH_OPTIMIZERS):
         choice = OPTIMIZERS.get(target.rpartition(".")[2], "adamw, lion, muon or sgd")

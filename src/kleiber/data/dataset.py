@@ -290,6 +290,13 @@ def _by_name(splits: object) -> dict[str, Dataset]:
 
 def _explain(location: Location, config: str | None, cause: BaseException, online: bool) -> str:
     if location.on_hub and not online:
+        owner, _, rest = location.name.partition("/")
+        if rest and hub.local_copy(owner) is not None:
+            return (
+                f"data.path={location.name} is no file or folder here, and the hub is not reachable; KLEIBER_DATA has "
+                f"{owner}, without a folder {rest}: {rest} may be one of its configs "
+                f"(data.path={owner} data.config={rest})"
+            )
         return f"data.path={location.name} is no file or folder here, and the hub is not reachable; {REMEDY}"
     if location.on_hub:
         from kleiber.config.hub_failures import failure

@@ -173,7 +173,10 @@ def existing(subject: Path) -> Path:
             find_start(str(subject))
         except ConfigError:
             wrong = "is no run" if subject.exists() else "does not exist"
-            raise FileNotFoundError(f"{subject} {wrong}: name a run, RUN/STAGE or a Hugging Face folder") from None
+            runs = sorted(file.parent for file in subject.glob("*/config.yaml"))
+            such = f"; it has {len(runs)} run{'s' * (len(runs) > 1)}, such as {runs[0]}" if runs else ""
+            message = f"{subject} {wrong}: name a run, RUN/STAGE or a Hugging Face folder{such}"
+            raise FileNotFoundError(message) from None
     return subject
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def write_figure(chart: Chart, folder: Path, name: str) -> None:
     """Writes a chart to `folder`/NAME.svg and .png, and converts it only once for both."""
-    from kleiber.charts.theme import svg_to_png, to_svg
+    from kleiber.charts.pictures import svg_to_png, to_svg
 
     svg = to_svg(chart)
     write_text(path_inside(folder, f"{name}.svg"), svg)

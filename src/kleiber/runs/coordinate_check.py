@@ -55,7 +55,8 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
     import pandas as pd
 
     from kleiber.charts.page import render_page
-    from kleiber.charts.theme import PALETTE, apply_theme, svg_to_png, to_svg
+    from kleiber.charts.pictures import svg_to_png, to_svg
+    from kleiber.charts.theme import PALETTE, apply_theme
 
     make_folder(folder)
     table = pd.DataFrame(rows)

@@ -10,7 +10,8 @@ import altair as alt
 import pandas as pd
 
 from kleiber.charts.page import render_page
-from kleiber.charts.theme import Chart, apply_theme, kind_color, sequential_colors, svg_to_png, to_svg
+from kleiber.charts.pictures import svg_to_png, to_svg
+from kleiber.charts.theme import Chart, apply_theme, kind_color, sequential_colors
 from kleiber.records.catalog import Run
 from kleiber.records.files import write_bytes, write_text
 from kleiber.records.regular_files import make_folder

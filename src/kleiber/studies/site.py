@@ -158,7 +158,7 @@ def read_report(place: Path, name: str, file: str, others: Sequence[Path]) -> Re
 
 def analyze(place: Path, runs: Sequence[Run]) -> tuple[Json, Findings, dict[str, str]]:
     """Returns the findings of runs without a report, and their figures. Raises ValueError as `kleiber report` does."""
-    from kleiber.charts.theme import to_svg
+    from kleiber.charts.pictures import to_svg
 
     study = study_of(place, runs)
     with incomplete_runs_named(runs):

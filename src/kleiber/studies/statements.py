@@ -92,7 +92,9 @@ def strongest(claim: Claim, estimate: Estimate) -> Claim:
 
 def denial(claim: Claim, text: str) -> str:
     """Returns the contrary of a text that no keys of a claim tell: with the other comparative, else as a negation."""
-    match = comparative(claim, text)
+    match, positive = comparative(claim, text), claim.direction.removeprefix("not_")
+    if positive != claim.direction and text.count(f"not {positive}") == 1:
+        return text.replace(f"not {positive}", positive)
     if match is None:
         return prefixed("it does not hold that ", text)
     at = COMPARATIVES[claim.direction].index(match[0])

@@ -18,9 +18,9 @@ def test_a_note_says_how_many_seeds_a_point_has_and_what_holds_together():
     assert forms.interval_note(0.9, rows, "mean differences").startswith("points: mean differences over 3 to 5 seeds;")
     joint = [{**row, "level": 0.97} for row in rows]
     assert "simultaneous 90% intervals" in forms.interval_note(0.9, joint)
-    assert forms.interval_note(0.9, rows, pooled=True).endswith("(pooled noise)")
+    assert forms.interval_note(0.9, rows, pooled=True).endswith("(noise pooled over all rows)")
     mixed = forms.interval_note(0.9, [joint[0], {**rows[1], "level": 0.9}])
-    assert "simultaneous 90%" not in mixed and mixed.endswith("(simultaneous for claims)")
+    assert "simultaneous 90%" not in mixed and mixed.endswith("(those of claims are simultaneous)")
 
 
 @given(st.sets(st.floats(1e-4, 1.0), min_size=1, max_size=12))

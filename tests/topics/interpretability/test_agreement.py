@@ -74,7 +74,7 @@ def test_ties_are_left_out_of_the_agreement(tmp_path):
 def test_every_method_is_in_the_tables_and_figures(findings):
     first = rows(findings, PLANTED, measure="a cause is ranked first")
     methods = {(each["task"], each["method"]) for each in first}
-    assert ("trigger", "attention rollout") in methods and ("trigger, LSTM", "attention rollout") not in methods
+    assert ("trigger", "attention rollout") in methods and ("trigger (LSTM)", "attention rollout") not in methods
     assert all(0 <= each["lo"] <= each["value"] <= each["hi"] <= 1 for each in first)
     assert list(draw_all(findings)) == ["planted", "tests"]
 

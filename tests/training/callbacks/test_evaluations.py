@@ -88,7 +88,7 @@ def test_a_chain_is_evaluated_before_it_and_after_each_stage(launch) -> None:
     ("override", "message"),
     [
         ("evals=[perplexitie]", "'perplexity'"),
-        ("evals=[routing]", "evals=routing"),
+        ("evals=[routing]", "--evals routing"),
         ("evals=[choice]", "--evals choice"),
         ("evals.perplexity.data=[nothing.jsonl]", "evals.perplexity.data nothing.jsonl"),
         ("evals.perplexity.dta=[x]", "evals.perplexity.dta"),

@@ -38,7 +38,8 @@ def interval_note(
     claims = bool(levels - {level})
     simultaneous = joint or (claims and len(levels) == 1)
     bars = f"bars: {'simultaneous ' * simultaneous}{percent(level)} intervals"
-    notes = ["simultaneous for claims"] * (claims and len(levels) > 1) + ["pooled noise"] * pooled
+    notes = ["those of claims are simultaneous"] * (claims and len(levels) > 1)
+    notes += ["noise pooled over all rows"] * pooled
     return drawn + bars + (f" ({', '.join(notes)})" if notes else "")
 
 

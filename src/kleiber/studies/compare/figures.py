@@ -244,7 +244,8 @@ def scatter(
     axis = alt.Axis(format=style, grid=False, values=ticks if len(ticks) <= FEW else alt.Undefined)
     across = alt.X("x:Q", scale=scale, title=x[1], axis=axis)
     up = alt.Y("value:Q", title=pointed(y[1], better), scale=alt.Scale(zero=False, padding=12))
-    tables = [Marks(rows=frame, points=46), point_names(frame, "series", "x", "value")]
+    letter = LETTER * (high + room - start) / WIDTH
+    tables = [Marks(rows=frame, points=46), point_names(frame, "series", "x", "value", letter)]
     title, note = f"{heading(y[1])} vs {x[1].partition(' (')[0]}", "points: means over seeds"
     return points(tables, across, up, title, color=arm_color(order, order, legend=False), subtitle=note)
 

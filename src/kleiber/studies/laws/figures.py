@@ -281,15 +281,18 @@ def profile(record: Row, name: str = "E") -> Chart:
     shown, height = points[points["statistic"] <= top], alt.Scale(domain=[0, top], nice=False)
     ends = [f"{allowed[0]:.3g}" if along[0] > threshold else "0", f"{allowed[-1]:.3g}"]
     span = f"from {ends[0]} to {ends[1]}" if along[-1] > threshold else f"above {ends[0]}"
+    span = f"up to {ends[1]}, without a lower bound" if along[0] <= threshold < along[-1] else span
     scale = alt.Scale(zero=False, nice=False, padding=14)
     x = alt.X("value:Q", title=f"irreducible loss {name} (nats per token)", scale=scale, axis=alt.Axis(tickCount=7))
-    y = alt.Y("statistic:Q", title=f"misfit with {name} fixed (root of F)", scale=height, axis=alt.Axis(tickCount=6))
+    rise = f"rise of the misfit with {name} fixed (√F)"
+    y = alt.Y("statistic:Q", title=rise, scale=height, axis=alt.Axis(tickCount=6))
     reason = f"below the dashed line: about as good a fit as the best ({percent(record['level'])}), at {name} {span}"
     tables = [
         Marks(rows=curves, value="statistic", line=2, color="black"),
         Marks(rows=shown, value="statistic", points=30, color="black"),
     ]
-    title, subtitle = f"Which values of the irreducible loss {name} the runs allow", f"{reason}; points: refits"
+    title = f"Which values of the irreducible loss {name} the runs allow"
+    subtitle = f"{reason}; points: refits; F: rise of the squared residuals, relative to their variance"
     return lines(tables, x, y, title, reference=threshold, height=220, subtitle=subtitle)
 
 
