@@ -20,14 +20,14 @@ MOST_EPOCHS = 4  # a repeated token is worth about as much as a new one up to he
 
 
 def banner_lines(
-    title: str, tree: Tree, loggers: Sequence[str], overrides: Sequence[str], columns: int | None = None
+    title: str, tree: Tree, loggers: Sequence[str], overrides: Sequence[str] | None, columns: int | None = None
 ) -> list[str]:
     """Returns the lines of the banner.
 
     title      name of the run
     tree       its stages, hardware and folder
     loggers    a line on each logger, such as "W&B offline in DIR"
-    overrides  the command line of the run
+    overrides  the command line of the run; None for a run of a study, whose command trains others too
     columns    of the terminal, into which the lines are wrapped; None for a pipe
     """
     stages, hardware = tree.stages, tree.hardware
@@ -51,7 +51,7 @@ def banner_lines(
         ("time", "unknown until the first steps are measured"),
         ("folder", str(tree.folder)),
         *(("logger", line) for line in loggers),
-        ("resume", f"repeat {command(['train', *overrides])}"),
+        ("resume", f"repeat {'the command of its study' if overrides is None else command(['train', *overrides])}"),
     ]
     width = max(len(label) for label, _ in rows)
     lines = [f"  {label:<{width}}  {text}" for label, text in rows]

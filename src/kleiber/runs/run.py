@@ -266,7 +266,8 @@ class RankZeroRun:
         descriptions = [logger.description for logger in self.loggers]
         loggers = [text for text in descriptions if text is not None]
         title = f"{self.config['name']}/{self.folder.name}"
-        print_line("\n".join(banner_lines(title, self.tree, loggers, self.overrides, columns(err=True))), err=True)
+        overrides = None if self.config["study"] or self.config["design"] else self.overrides
+        print_line("\n".join(banner_lines(title, self.tree, loggers, overrides, columns(err=True))), err=True)
 
     def _report_failure(self, error: Exception) -> int:
         """Prints an error, writes it to the summary, and returns the exit code."""
