@@ -354,6 +354,9 @@ def test_a_second_start_trains_nothing(name, tmp_path, cache_dir):
     before = written()
     start(name, tmp_path)
     assert written() == before and len(before) == STUDIES[name].runs
+    lines = [line for path in before for line in (path.parent / "log.txt").read_text().splitlines()]
+    assert any(" resume " in line for line in lines)
+    assert not any("study=" in line for line in lines), "the command of one run would start the study with its values"
 
 
 ARMS = "{ewc: null, lwf: null, agem: null, l2sp: null, generated: null, replay: {retention.replay.fraction: [0.2]}}"
