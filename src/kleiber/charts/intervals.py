@@ -22,8 +22,8 @@ from kleiber.charts.theme import (
 )
 
 BOUNDS = {  # how a subtitle explains an estimate that is a bound
-    "at most": "arrow to the left: at most",
-    "at least": "arrow to the right: at least",
+    "at most": "arrow to the left: only an upper bound is known",
+    "at least": "arrow to the right: only a lower bound is known",
     "not bounded by": "undetermined: could be on either side",
 }
 OPEN = {"at most": ("triangle-left", 0), "at least": ("triangle-right", 1)}  # head of an arrow, and its end of the axis

@@ -141,7 +141,7 @@ def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     rows = rows.assign(lo=np.nan, hi=np.nan) if node.get("runs") else rows
     drawn, dashes = [name for name in order if name in set(rows["series"])], list(dict.fromkeys(rows["dash"]))
     apart = [f"{name} {dash}" for name in drawn for dash in dashes] if runs.empty else []  # intervals need room
-    by = DODGE * (2 if panel else 1)  # panels are half as wide
+    by = DODGE * (1.2 if panel else 1)  # panels are half as wide
     rows, runs = (with_places(part, x, apart, bool(node.get("linear")), by) for part in (rows, runs))
     ends = rows.loc[rows.groupby(["series", "dash"])[x].idxmax()]
     styles = alt.Scale(domain=dashes, range=[*([2 + 2 * n, 3] for n in range(len(dashes) - 1)), [1, 0]])

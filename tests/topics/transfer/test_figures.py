@@ -22,7 +22,7 @@ def test_every_figure_is_drawn(tmp_path):
     assert all(f"bars: {level:.0%} intervals" in drawn[name] for name in ("gaps", "transferred"))
     assert "toy, masked" in drawn["texts"] and all("toy" in text for text in drawn.values())
     assert '"from scratch"' not in drawn["texts"], "its line is labelled beside the panel and not in the legend"
-    assert "arrows: only a bound is known" in drawn["transferred"] and "1M bytes" in drawn["gaps"]
+    assert "arrow up: at least" in drawn["transferred"] and "1M bytes" in drawn["gaps"]
 
 
 def test_an_undecided_gain_is_in_parentheses():
