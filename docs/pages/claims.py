@@ -85,7 +85,9 @@ class Part:
             return f"p < {(1 - LEVEL) / len(self.tests):g} of the lack of fit ({studies})"
         if self.claims:
             found = [entry(place) for place in self.claims]
-            rules = [condition(str(one["direction"]), float(str(one["margin"]))) for one in found]
+            rules = [
+                condition(str(one["direction"]), *(float(str(one[key])) for key in ("margin", "less"))) for one in found
+            ]
         else:
             rules = [condition(self.direction, self.margin, self.less)]
         return f"{', '.join(dict.fromkeys(rules))}; {self.together()} ({studies})"

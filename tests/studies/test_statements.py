@@ -105,6 +105,7 @@ def test_the_changed_group_is_compared_with_the_plain_one():
     [
         ("the loss is lower with x", {}, "the loss is higher with x"),
         ("arm: x ranks first more often", {"direction": "higher"}, "arm: x ranks first less often"),
+        ("x wins more than half", {"direction": "higher", "less": 0.5, "against": None}, "x wins less than half"),
         ("x is lower or lower still", {}, "it does not hold that x is lower or lower still"),
         ("at b: x is lower", {"margin": 0.1}, "at b: it does not hold that x is lower"),
         ("x is not higher than y", {"direction": "not_higher", "margin": 0.1}, "x is higher than y"),
@@ -113,11 +114,12 @@ def test_the_changed_group_is_compared_with_the_plain_one():
     ],
 )  # fmt: skip
 def test_a_text_that_is_contradicted_is_turned_or_negated(text, claim, contrary):
-    claim = Claim(**ARMS, **claim, text=text)
+    claim = Claim(**{**ARMS, **claim}, text=text)
     assert denial(claim, text) == contrary
     values = [5.0, 5.01] if claim.direction != "higher" else [-0.5, -0.51]
     (found,) = decide_together([Question(claim=claim, text=text, values=values, unit="nats")], 0.9)
-    joint = ": " if claim.direction.startswith("not_") or "it does not hold" in contrary else ", by "
+    is_level = claim.against is None or claim.direction.startswith("not_") or "it does not hold" in contrary
+    joint = ": " if is_level else ", by "
     assert found.decision == "contradicted" and verdict(found).startswith(f"{contrary}{joint}")
 
 

@@ -102,10 +102,14 @@ def denial(claim: Claim, text: str) -> str:
 
 
 def comparative(claim: Claim, text: str) -> re.Match[str] | None:
-    """Returns where the text of a claim tells its direction; None if the words do not, or tell a margin too."""
+    """Returns where the text of a claim tells its direction; None if the words do not, or tell a margin too.
+
+    "more than half" of a claim about a level is such a text, and its contrary is "less than half".
+    """
     words = COMPARATIVES.get(claim.direction, ())
     matches = [match for name in words for match in re.finditer(rf"\b{name}\b", text)]
-    return matches[0] if len(matches) == 1 and not (claim.margin or claim.less) else None
+    is_plain = not claim.margin and not (claim.less and claim.against)
+    return matches[0] if len(matches) == 1 and is_plain else None
 
 
 def prefixed(words: str, text: str) -> str:

@@ -291,7 +291,8 @@ def effective_data(factors: Sequence[Row], rows: Rows, level: float) -> Chart:
             layers.append(arrow.encode(y=over(y, "tip")))
         return alt.layer(*layers)
 
-    notes = [interval_note(level, factors), "arrow up: at least the value at its blunt end; arrow down: at most", "dashed: equally many"]
+    notes = [interval_note(level, factors), "arrow up: at least the value at its blunt end; arrow down: at most"]
+    notes.append("dashed: equally many")
     notes.insert(0, "labels that training from scratch needs for the same score, relative to those after pre-training")
     return panels(shown, draw, "Labels saved by pre-training", "; ".join(filter(None, notes)))
 
