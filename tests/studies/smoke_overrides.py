@@ -41,6 +41,7 @@ EXPLAINED = [
     "design.seeds=1", "evals.attribution.texts=4", "evals.attribution.steps=4", "evals.attribution.points=2",
     "design.arms={lookup:{data.pairs:4},induction:null,stories:null}", "batch.tokens=480", "model.context=48",
 ]  # fmt: skip
+EXPERTS = ["model.depth=2", "data.tokenizer=bytes", "data.vocab_size=null", "design.seeds=1", "trainer.compile=false"]
 EXPLAIN = (EXPLAINED, 3, "")
 PANEL = [
     "design.arms={short:{schedule.warmup_steps:2},long:{}}", "design.lrs=[0.02]", "design.seeds=1",

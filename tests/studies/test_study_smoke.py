@@ -21,6 +21,7 @@ from studies.smoke_overrides import (
     BASELINES,
     COLLAPSE,
     CONTINUAL,
+    EXPERTS,
     EXPLAIN,
     FEW_LABELS,
     ISOFLOP,
@@ -119,12 +120,7 @@ STUDIES = {
     "data_repeat": Expected(
         ["data.unique=null,2k", "design.widths=[32]", "stages.branches=[4k,8k]"], 2, "no_law", decision="not tested"
     ),
-    "experts": Expected(
-        [*NARROW, "data.tokenizer=bytes", "data.vocab_size=null", "design.seeds=1", "trainer.compile=false"],
-        2,
-        "",
-        decision="not tested",
-    ),
+    "experts": Expected([*NARROW, *EXPERTS], 2, "", decision="not tested"),
     "explain": Expected(*EXPLAIN, decision="not tested"),
     "few_labels": Expected([*NARROW, *FEW_LABELS], 2, "", decision="not tested"),
     "forgetting": Expected(
