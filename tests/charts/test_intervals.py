@@ -36,7 +36,7 @@ def test_a_bound_has_the_closed_side_of_its_interval_and_an_arrow_to_the_open_on
     assert heads == ["triangle-left", "triangle-right"]
     (word,) = marks(chart, "text")
     assert word["encoding"]["text"] == {"value": "undetermined"} and drawn["not bounded by"]["value"] is None
-    assert all(text in str(chart["title"]["subtitle"]) for text in ("at most", "at least", "either side"))
+    assert all(text in str(chart["title"]["subtitle"]) for text in ("upper bound", "lower bound", "either side"))
 
 
 @pytest.mark.parametrize("bound", ["at most", "at least"])

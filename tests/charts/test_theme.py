@@ -10,7 +10,6 @@ pytest.importorskip("altair")
 
 import altair as alt
 
-from kleiber.charts.pictures import FONTS, READ_OUT, svg_to_png, to_svg
 from kleiber.charts.series import line_chart
 from kleiber.charts.theme import (
     KINDS,
@@ -210,21 +209,6 @@ def test_a_figure_of_many_rows_is_drawn():
     means = pd.DataFrame({"D": np.geomspace(1, 1e9, 6000), "arm": "a", "mean": 3.0, "lo": 2.9, "hi": 3.1, "half": 0.1})
     chart = line_chart(means.assign(seeds=2), "D", "tokens", "arm", "Loss vs tokens").to_dict()
     assert max(len(rows) for rows in chart["datasets"].values()) == 6000
-
-
-@pytest.mark.slow
-def test_the_files_of_a_figure_are_those_of_altair_but_for_the_names_of_fonts_and_what_is_read_out(tmp_path):
-    chart = apply_theme(alt.Chart(pd.DataFrame({"x": [1, 2], "y": [3, 5]})).mark_line().encode(x="x:Q", y="y:Q"))
-    assert FONTS in to_svg(chart)
-    ours = {
-        ".svg": to_svg(chart).replace(FONTS, 'font-family="sans-serif"').encode(),
-        ".png": svg_to_png(to_svg(chart)),
-    }
-    for ending, options in ((".svg", {}), (".png", {"scale_factor": 2})):
-        chart.save(tmp_path / f"altair{ending}", **options)
-        theirs = (tmp_path / f"altair{ending}").read_bytes()
-        assert ours[ending] == (READ_OUT.sub("", theirs.decode()).encode() if ending == ".svg" else theirs), ending
-    assert "aria-" not in to_svg(chart)
 
 
 def test_an_axis_over_less_than_one_tick_has_its_ends_as_ticks():
