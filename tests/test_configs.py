@@ -118,6 +118,7 @@ def overrides(choice: str) -> list[str]:
             "instructions",
             "collaboration",
             "equalized",
+            "experts",
             "retrieval",
             "rl_forgetting",
             "rlhf",

@@ -125,7 +125,8 @@ def test_the_report_of_the_rows_is_the_recorded_one(name, tmp_path):
     also = [option for other in front.get("also", ()) for option in ("--also", str(RESULTS / other))]
     assert main(["report", str(folder), *also]) in (0, 3, 5)
     findings = read(RESULTS / name, "findings.json")
-    rel = 5e-3 if findings["not_identified"] else 1e-9  # along flat directions the last printed digit may change
+    # The rounding of another processor moves the ends of refits, and more so along flat directions.
+    rel = 1e-2 if findings["not_identified"] else 1e-6
     again = read(folder, "findings.json")
     assert list(numbers(again)) == pytest.approx(list(numbers(findings)), rel=rel, abs=1e-12)
     assert list(words(again)) == list(words(findings))

@@ -147,3 +147,18 @@ def test_a_term_whose_interval_begins_at_0_is_not_identified(model, draws):
     entries = laws_json.parameters(model, replace(draws, values=values), profiled, 0.9)
     assert not entries["A"]["identified"] and entries["A"]["lo"] == 0.0 and entries["A"]["hi"] is not None
     assert entries["B"]["identified"] and entries["alpha"]["identified"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_numbers_of_tokens_identify_no_exponent_of_tokens(seed):
+    """E, B and beta move along a curve that changes no residual; refits stay at the fit, so their spread is no error.
+
+    The profile of beta rises all the same, where B overflows.
+    """
+    table = {"N": np.repeat(np.geomspace(1e5, 1e7, 6), 2), "D": np.tile([4e6, 8e6], 6)}
+    noisy = ladders.noisy(ladders.loss(**table), seed, 0.01)
+    model = NoiseModel.of(fit("chinchilla", table, noisy), np.repeat(np.arange(6), 2))
+    entries = laws_json.parameters(model, draws := model.draws(50, 0), model.profiles(draws, 0.9), 0.9)
+    unknown = {name for name, entry in entries.items() if not entry["identified"]}
+    assert {"B", "beta"} <= unknown and "alpha" not in unknown
+    assert entries["beta"]["lo"] is None and entries["beta"]["hi"] is None

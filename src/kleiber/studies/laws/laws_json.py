@@ -44,17 +44,19 @@ def parameters(
 ) -> dict[str, Json]:
     """Returns value, interval, interval method and identifiability of each parameter; an open interval end is None."""
     fitted, entries = model.fit, {}
-    narrow = narrow_input(fitted)
+    narrow, undetermined = narrow_input(fitted), fitted.undetermined()
     method = draws.method if draws else "profile" if model.clusters is None else "cluster t"
     ends = dict(zip(fitted.law.params, np.transpose(interval(draws.values, level)), strict=True)) if draws else {}
-    for name, value in fitted.params.items():
+    for at, (name, value) in enumerate(fitted.params.items()):
         profile = profiled.get(name)
         if profile is None:
             entries[name] = _estimate(0.0, 0.0, None, "its term was fitted to 0 and dropped")
             continue
         lo, hi = ends.get(name, (profile.lo, profile.hi))
-        reason = profile.reason or (narrow if name == "E" else "") or _vanishing(fitted, name, value, lo)
-        lo, hi = (float(end) if np.isfinite(end) and not profile.reason else None for end in (lo, hi))
+        # The profile of such a parameter may rise where its refits leave the range of numbers, so it is asked first.
+        flat = "the rows do not determine it" if depends(undetermined[:, at]) else profile.reason
+        reason = flat or (narrow if name == "E" else "") or _vanishing(fitted, name, value, lo)
+        lo, hi = (float(end) if np.isfinite(end) and not flat else None for end in (lo, hi))
         entries[name] = _estimate(value, lo, hi, reason, method)
     for name, value in fitted.law.fixed.items():
         entries[name] = {"value": value, "lo": None, "hi": None, "identified": True, "fixed": True}
