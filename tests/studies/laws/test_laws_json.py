@@ -162,3 +162,13 @@ def test_two_numbers_of_tokens_identify_no_exponent_of_tokens(seed):
     unknown = {name for name, entry in entries.items() if not entry["identified"]}
     assert {"B", "beta"} <= unknown and "alpha" not in unknown
     assert entries["beta"]["lo"] is None and entries["beta"]["hi"] is None
+
+
+def test_a_dropped_term_leaves_the_other_estimates_without_intervals():
+    """They hold only if the term is 0: the interval of beta then covers the truth in half of such tables."""
+    table = {"N": np.repeat(np.geomspace(1e5, 8e6, 6), 3), "D": np.tile([2e6, 4e6, 8e6], 6)}
+    model = NoiseModel.of(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0, 0.02), loss_fn="squared"))
+    assert model.fit.dropped == ["E"]
+    entries = laws_json.parameters(model, draws := model.draws(50, 0), model.profiles(draws, 0.9), 0.9)
+    assert not any(entry["identified"] for entry in entries.values())
+    assert {name for name, entry in entries.items() if entry["lo"] is None} == {"A", "B", "alpha", "beta"}

@@ -22,6 +22,25 @@ def test_interval_of_a_straight_line_is_the_t_interval():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 3, 4])
+def test_at_the_ends_of_an_interval_the_refit_is_worse_by_the_threshold(seed):
+    """Over only six times in tokens the profile of E bends between two values of the grid; other seeds drop E."""
+    table = {"N": np.repeat(np.geomspace(1e5, 8e6, 6), 3), "D": np.tile([2e6, 4e6, 12e6], 6)}
+    y = ladders.noisy(ladders.loss(**table), seed, 0.01)
+    free = fit("chinchilla", table, y, loss_fn="squared")
+    ends = [
+        (name, end, profile.threshold)
+        for name, profile in profiles(free).items()
+        for end in (profile.lo, profile.hi)
+        if np.isfinite(end) and end > 0
+    ]
+    assert len(ends) >= 7 and not free.dropped
+    for name, end, threshold in ends:
+        held = fit(free.law.fix({name: end}), table, y, loss_fn="squared")
+        assert 13 * (held.value / free.value - 1) == pytest.approx(threshold, rel=0.02)
+
+
+@pytest.mark.slow
 def test_a_good_ladder_identifies_every_parameter():
     table = ladders.twenty()
     fitted = profiles(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 1, 0.002)))

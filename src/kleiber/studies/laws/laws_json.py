@@ -53,8 +53,8 @@ def parameters(
             entries[name] = _estimate(0.0, 0.0, None, "its term was fitted to 0 and dropped")
             continue
         lo, hi = ends.get(name, (profile.lo, profile.hi))
-        # The profile of such a parameter may rise where its refits leave the range of numbers, so it is asked first.
-        flat = "the rows do not determine it" if depends(undetermined[:, at]) else profile.reason
+        # Where its refits leave the range of numbers, the profile rises although the rows do not determine the parameter.
+        flat = "the rows do not determine it" if depends(undetermined[:, at]) else profile.reason or _dropped(fitted)
         reason = flat or (narrow if name == "E" else "") or _vanishing(fitted, name, value, lo)
         lo, hi = (float(end) if np.isfinite(end) and not flat else None for end in (lo, hi))
         entries[name] = _estimate(value, lo, hi, reason, method)
@@ -85,21 +85,23 @@ def derived(fitted: Fit, draws: Draws | None, profiled: Mapping[str, Profile], l
     for name, value in fitted.law.derive(fitted.values).items():
         without = (np.nan, np.nan) if draws else (value[0], value[0])  # no refits were asked for
         lo, hi = (float(end) for end in (interval(sampled[name], level) if name in sampled else without))
-        reason = ""
-        if fitted.dropped:
-            reason = f"the term of {', '.join(fitted.dropped)} was fitted to 0 and dropped"
-        elif depends(undetermined[name]):
+        reason = _dropped(fitted)
+        if not reason and depends(undetermined[name]):
             reason = "the rows do not determine it"
-        elif not np.isfinite(np.array([lo, hi, value[0]])).all():
+        elif not reason and not np.isfinite(np.array([lo, hi, value[0]])).all():
             reason = "its interval could not be computed"
-        else:
+        elif not reason:
             moving = [flat for flat, path in along.items() if _outside(path[name], lo, hi)]
-            if moving:
-                reason = f"it depends on {', '.join(moving)}, which is not identified"
+            reason = f"it depends on {', '.join(moving)}, which is not identified" if moving else ""
         point = float(value[0]) if np.isfinite(value[0]) else None
         ends = (lo, hi) if draws and not reason else (None, None)
         entries[name] = _estimate(point, *ends, reason, draws.method if draws else None)
     return entries
+
+
+def _dropped(fitted: Fit) -> str:
+    """Returns that a term was dropped, or "". The other estimates hold only if it is 0, and their refits keep it so."""
+    return f"the term of {', '.join(fitted.dropped)} was fitted to 0 and dropped" if fitted.dropped else ""
 
 
 def flat_paths(profiled: Mapping[str, Profile]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ fixes one parameter at several values and refits the others: if the fit does not
 not identify the parameter, however precise its estimate looks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -171,6 +171,8 @@ def _counts(rng: np.random.Generator, count: int, strata: NDArray) -> Array:
 
 STEPS = np.array([0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 11.0, 18.0, 30.0])
 FAR = np.log(1e3)  # largest offset of a profile, for parameters on a log scale
+SEARCHES = 2  # of the gap in which a profile crosses its threshold
+SHARES = np.array([0.25, 0.5, 0.75])  # where a search divides the gap
 
 
 @dataclass(frozen=True)
@@ -221,9 +223,10 @@ def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | No
 
 
 def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: float, threshold: float) -> Profile:
-    """Returns the profile of parameter `name`: the law is refitted with it fixed at a grid of values around the fit.
+    """Returns the profile of parameter `name`: the law is refitted with it fixed at values around the fit.
 
-    Every refit starts from two points: one that moves the other parameters along `spread`, one that keeps them.
+    A grid of values tells between which of them the statistic crosses the threshold. There it is computed at more
+    values, since the profile may bend sharply within a gap of the grid.
 
     j          column of the parameter in fit.theta
     spread     covariance of the parameters in solver coordinates, (params, params)
@@ -237,38 +240,66 @@ def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: floa
     steps = np.minimum(STEPS * width, far)
     steps = np.unique(np.concatenate([steps, far * np.array([0.25, 0.5, 1.0])])) if log else np.unique(steps)
     offsets = np.concatenate([-steps[::-1], steps])
-    along = np.clip(offsets[:, None] * spread[j] / max(spread[j, j], 1e-24), -30, 30)
-    along[:, j] = offsets
-    starts = np.concatenate([fit.theta + along, np.repeat(fit.theta[None], len(offsets), axis=0)])
-    starts[len(offsets) :, j] += offsets
-    theta, _ = descend(fit.problem, starts, fixed=j, rounds=60, tolerance=1e-5)
-    _, value = finish(fit.problem, theta, fixed=j)
-    best = value.reshape(2, -1).argmin(0)
-    value = value.reshape(2, -1).min(0)
-    ratio = np.maximum(value / max(fit.value, 1e-300), 1.0)
-    with np.errstate(over="ignore"):
-        statistic = [0.0, *np.where(np.isfinite(ratio), spare * (ratio**power - 1), np.inf)]
-    at = [fit.theta[j], *(fit.theta[j] + offsets)]
-    order = np.argsort(at)
-    refits = theta.reshape(2, len(offsets), -1)[best, np.arange(len(offsets))]
-    path = fit.problem.values(refits[np.array(statistic)[1:] <= threshold])
-    theta, stat = np.array(at)[order], np.array(statistic)[order]
-    lo, hi = _crossing(theta, stat, threshold, fit.theta[j], -1), _crossing(theta, stat, threshold, fit.theta[j], 1)
+    along = fit.theta + np.clip(offsets[:, None] * spread[j] / max(spread[j, j], 1e-24), -30, 30)
+    alone = np.broadcast_to(fit.theta, along.shape)
+    theta, stat = _refits(fit, j, fit.theta[j] + offsets, np.stack([along, alone]), spare, power)
+    theta, stat = _in_order(j, (fit.theta[None], theta), (np.zeros(1), stat))
+    for _ in range(SEARCHES):
+        gaps = [_gap(theta[:, j], stat, threshold, fit.theta[j], sign) for sign in (-1, 1)]
+        ends = theta[[gap for gap in gaps if gap]]
+        if not len(ends):
+            break
+        inner, outer = (np.repeat(ends[:, side], len(SHARES), axis=0) for side in (0, 1))
+        between = inner + np.tile(SHARES, len(ends))[:, None] * (outer - inner)
+        more, height = _refits(fit, j, between[:, j], np.stack([between, inner, outer]), spare, power)
+        theta, stat = _in_order(j, (theta, more), (stat, height))
+    lo, hi = (_crossing(theta[:, j], stat, threshold, fit.theta[j], sign) for sign in (-1, 1))
     natural = np.exp if log else np.asarray
+    values = natural(theta[:, j])
     lo, hi, value = float(natural(lo)), float(natural(hi)), float(natural(fit.theta[j]))
-    reason = _reason(fit, name, float(natural(theta[0])), float(natural(theta[-1])), lo, hi, value)
-    return Profile(name, natural(theta), stat, threshold, lo, hi, reason, path)
+    reason = _reason(fit, name, float(values[0]), float(values[-1]), lo, hi, value)
+    path = fit.problem.values(theta[(stat <= threshold) & (theta[:, j] != fit.theta[j])])
+    return Profile(name, values, stat, threshold, lo, hi, reason, path)
 
 
-def _crossing(theta: Array, stat: Array, threshold: float, centre: float, sign: int) -> float:
+def _refits(fit: Fit, j: int, at: Array, starts: Array, spare: int, power: float) -> tuple[Array, Array]:
+    """Refits with parameter j fixed `at` each value; returns the best parameters of its starts and the statistics.
+
+    starts  (starts, values, params), of which parameter j is replaced
+    """
+    starts = starts.copy()
+    starts[:, :, j] = at
+    theta, _ = descend(fit.problem, starts.reshape(-1, starts.shape[2]), fixed=j, rounds=60, tolerance=1e-5)
+    theta, value = finish(fit.problem, theta, fixed=j)
+    value = value.reshape(len(starts), -1)
+    best = theta.reshape(starts.shape)[value.argmin(0), np.arange(len(at))]
+    ratio = np.maximum(value.min(0) / max(fit.value, 1e-300), 1.0)
+    with np.errstate(over="ignore"):
+        return best, np.where(np.isfinite(ratio), spare * (ratio**power - 1), np.inf)
+
+
+def _in_order(j: int, thetas: Sequence[Array], stats: Sequence[Array]) -> tuple[Array, Array]:
+    """Returns the refits of several batches in the order of parameter j."""
+    theta, stat = np.concatenate(thetas), np.concatenate(stats)
+    order = np.argsort(theta[:, j])
+    return theta[order], stat[order]
+
+
+def _gap(at: Array, stat: Array, threshold: float, centre: float, sign: int) -> tuple[int, int] | None:
+    """Returns the last refit below the threshold and the first above it on one side of the fit, or None."""
+    side = [i for i in np.argsort(sign * at) if sign * (at[i] - centre) >= 0]
+    return next(((a, b) for a, b in pairwise(side) if stat[b] > threshold), None)
+
+
+def _crossing(at: Array, stat: Array, threshold: float, centre: float, sign: int) -> float:
     """Returns where the interpolated square root of the profile crosses that of the threshold on one side, or inf."""
-    side = [i for i in np.argsort(sign * theta) if sign * (theta[i] - centre) >= 0]
-    for a, b in pairwise(side):
-        if stat[b] > threshold:
-            low, high = np.sqrt(stat[a]), np.sqrt(min(stat[b], 1e12))
-            share = (np.sqrt(threshold) - low) / max(high - low, 1e-300)
-            return float(theta[a] + np.clip(share, 0, 1) * (theta[b] - theta[a]))
-    return sign * np.inf
+    gap = _gap(at, stat, threshold, centre, sign)
+    if gap is None:
+        return sign * np.inf
+    a, b = gap
+    low, high = np.sqrt(stat[a]), np.sqrt(min(stat[b], 1e12))
+    share = (np.sqrt(threshold) - low) / max(high - low, 1e-300)
+    return float(at[a] + np.clip(share, 0, 1) * (at[b] - at[a]))
 
 
 def _reason(fit: Fit, name: str, least: float, most: float, lo: float, hi: float, value: float) -> str:
