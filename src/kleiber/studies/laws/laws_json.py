@@ -53,7 +53,7 @@ def parameters(
             entries[name] = _estimate(0.0, 0.0, None, "its term was fitted to 0 and dropped")
             continue
         lo, hi = ends.get(name, (profile.lo, profile.hi))
-        # Where its refits leave the range of numbers, the profile rises although the rows do not determine the parameter.
+        # Where refits leave the range of numbers, a profile rises although the rows do not determine the parameter.
         flat = "the rows do not determine it" if depends(undetermined[:, at]) else profile.reason or _dropped(fitted)
         reason = flat or (narrow if name == "E" else "") or _vanishing(fitted, name, value, lo)
         lo, hi = (float(end) if np.isfinite(end) and not flat else None for end in (lo, hi))
