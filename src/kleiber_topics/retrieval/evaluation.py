@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -54,6 +54,11 @@ if TYPE_CHECKING:
 Weight = Annotated[float, Ge(0), Lt(1)]
 Method = Literal["knn", "bm25", "dense"]
 OVERLAP = 64  # tokens that count as contamination where no window is left out
+VARIANTS = {  # of each method: its scores, and those for a size of the store or a weight
+    "*": "",
+    "tokens{size}/*": " and {size} stored tokens",
+    "interpolation{weight}/*": " at weight {weight}",
+}
 SCORES = {  # also of each method, size of the store and weight
     "loss": Metric("loss", "lower", "nats per token"),
     "bits_per_byte": Metric("bits per byte", "lower", "bits per byte"),
@@ -196,9 +201,12 @@ class Retrieval(Evaluation):
     causal = True
     metrics: ClassVar[Metrics] = {
         **SCORES,
-        **variants(SCORES, "{method}/*", "* with {method}"),
-        **variants(SCORES, "{method}/tokens{size}/*", "* with {method} and {size} stored tokens"),
-        **variants(SCORES, "{method}/interpolation{weight}/*", "* with {method} at weight {weight}"),
+        **{
+            key: metric
+            for method in get_args(Method)  # by name, since {method} would also match the last part of the data's name
+            for pattern, label in VARIANTS.items()
+            for key, metric in variants(SCORES, f"{method}/{pattern}", f"* with {method}{label}").items()
+        },
     }
     reads = "text, in a column text, or a table with the columns prompt or question, and answer"
 
