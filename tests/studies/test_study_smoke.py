@@ -118,7 +118,10 @@ STUDIES = {
     ),
     "continual": Expected(CONTINUAL, 4, "", decision="not tested"),
     "data_repeat": Expected(
-        ["data.unique=null,2k", "design.widths=[32]", "stages.branches=[4k,8k]"], 2, "no_law", decision="not tested"
+        ["data.unique=null,2k", "design.widths=[32]", "design.seeds=1", "stages.branches=[4k,8k]"],
+        2,
+        "no_law",
+        decision="not tested",
     ),
     "experts": Expected([*NARROW, *EXPERTS], 2, "", decision="not tested"),
     "explain": Expected(*EXPLAIN, decision="not tested"),
@@ -357,7 +360,13 @@ def test_a_second_start_trains_nothing(name, tmp_path, cache_dir):
 
 ARMS = "{ewc: null, lwf: null, agem: null, l2sp: null, generated: null, replay: {retention.replay.fraction: [0.2]}}"
 MOVED = {
-    "data_repeat": ["data.unique=null,10k", "design.widths=[32]", "budget.tokens=null", "study.max_cells=4"],
+    "data_repeat": [
+        "data.unique=null,10k",
+        "design.widths=[32]",
+        "design.seeds=1",
+        "budget.tokens=null",
+        "study.max_cells=4",
+    ],
     "forgetting": [f"design.arms={ARMS}", "design.lrs=[0.01,0.02]", "study.seeds=2", "design.tokens=null"],
 }
 MEASURED = {"seconds", "cost", "ms a step", "MiB"}  # of the machine, which no seed makes the same
