@@ -54,11 +54,7 @@ if TYPE_CHECKING:
 Weight = Annotated[float, Ge(0), Lt(1)]
 Method = Literal["knn", "bm25", "dense"]
 OVERLAP = 64  # tokens that count as contamination where no window is left out
-VARIANTS = {  # of each method: its scores, and those for a size of the store or a weight
-    "*": "",
-    "tokens{size}/*": " and {size} stored tokens",
-    "interpolation{weight}/*": " at weight {weight}",
-}
+SIZED = {"*": "", "tokens{size}/*": " and {size} stored tokens", "interpolation{weight}/*": " at weight {weight}"}
 SCORES = {  # also of each method, size of the store and weight
     "loss": Metric("loss", "lower", "nats per token"),
     "bits_per_byte": Metric("bits per byte", "lower", "bits per byte"),
@@ -204,7 +200,7 @@ class Retrieval(Evaluation):
         **{
             key: metric
             for method in get_args(Method)  # by name, since {method} would also match the last part of the data's name
-            for pattern, label in VARIANTS.items()
+            for pattern, label in SIZED.items()
             for key, metric in variants(SCORES, f"{method}/{pattern}", f"* with {method}{label}").items()
         },
     }
