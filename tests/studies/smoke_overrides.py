@@ -41,6 +41,7 @@ EXPLAINED = [
     "design.seeds=1", "evals.attribution.texts=4", "evals.attribution.steps=4", "evals.attribution.points=2",
     "design.arms={lookup:{data.pairs:4},induction:null,stories:null}", "batch.tokens=480", "model.context=48",
 ]  # fmt: skip
+REPEAT = ["data.unique=null,2k", "design.widths=[32]", "design.seeds=1", "stages.branches=[4k,8k]"]
 EXPERTS = ["model.depth=2", "data.tokenizer=bytes", "data.vocab_size=null", "design.seeds=1", "trainer.compile=false"]
 EXPLAIN = (EXPLAINED, 3, "")
 PANEL = [
