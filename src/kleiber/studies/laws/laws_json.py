@@ -2,8 +2,8 @@
 
 Every estimate has one interval: percentiles of bootstrap refits if there are any (`uncertainty.Draws.method`),
 otherwise the profile likelihood. A parameter whose profile stays flat on one side is not identified; neither is a
-derived quantity that changes along that flat profile. The format is `law.schema.json` in this folder; an unknown number
-is null, never NaN.
+derived quantity that changes along that flat profile, nor any estimate beside a term that was dropped. The format is
+`law.schema.json` in this folder; an unknown number is null, never NaN.
 
 A laws.json that somebody wrote is data. It is validated as a whole before anything is computed from it, and it may only
 name laws of the catalog: a file of code that it names is run only if the user gives the same name again.
@@ -85,12 +85,13 @@ def derived(fitted: Fit, draws: Draws | None, profiled: Mapping[str, Profile], l
     for name, value in fitted.law.derive(fitted.values).items():
         without = (np.nan, np.nan) if draws else (value[0], value[0])  # no refits were asked for
         lo, hi = (float(end) for end in (interval(sampled[name], level) if name in sampled else without))
-        reason = _dropped(fitted)
-        if not reason and depends(undetermined[name]):
+        if fitted.dropped:
+            reason = _dropped(fitted)
+        elif depends(undetermined[name]):
             reason = "the rows do not determine it"
-        elif not reason and not np.isfinite(np.array([lo, hi, value[0]])).all():
+        elif not np.isfinite(np.array([lo, hi, value[0]])).all():
             reason = "its interval could not be computed"
-        elif not reason:
+        else:
             moving = [flat for flat, path in along.items() if _outside(path[name], lo, hi)]
             reason = f"it depends on {', '.join(moving)}, which is not identified" if moving else ""
         point = float(value[0]) if np.isfinite(value[0]) else None
