@@ -97,8 +97,10 @@ def replace(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rows_that_are_deleted_before_a_killed_run_goes_on_are_reported(launch, child, tmp_path):
-    options = [*EVERY_STEP, "callbacks.checkpoints.every=4"]
+@pytest.mark.parametrize("evaluated", [1, 0])
+def test_rows_that_are_deleted_before_a_killed_run_goes_on_are_reported(launch, child, tmp_path, evaluated):
+    """Also if the run logged steps before any evaluation, as it has where the kill leaves only an early checkpoint."""
+    options = [*EVERY_STEP, "callbacks.checkpoints.every=4", f"eval.every_steps={evaluated}"]
     assert child(*options, root="runs", at=("kleiber.training.lit.accumulate", 10)) == -signal.SIGKILL
     (path,) = tmp_path.glob("runs/*/*/metrics.jsonl")
     path.unlink()

@@ -37,7 +37,7 @@ from kleiber.training.callbacks.fault_tolerance import (
     UnfinishedBatch,
     restore_callbacks,
 )
-from kleiber.training.callbacks.log import Throughput
+from kleiber.training.callbacks.log import Log, Throughput
 from kleiber.training.energy import EnergyMeter
 from kleiber.training.lightning import Callback, end_fit, fit, is_of_lightning, misconfigurations
 from kleiber.training.lit import LitLM
@@ -232,7 +232,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     for logger in tree.loggers:
         if isinstance(logger, StageLogger):
             name = stage.name if len(tree.stages) > 1 else None
-            if resumed and record.curve:
+            if resumed and (record.curve or any(isinstance(each, Log) and each.every <= start for each in callbacks)):
                 logger.expect_rows(start)
             logger.begin(name, start if resumed else 0, tree.axis(stage))
     micro_batch = resumed_micro_batch(cfg.batch.micro, plan.micro_batch, state if resumed else None)
