@@ -59,13 +59,13 @@ def result(values, turned=False, looks=1, limits=None, unit="nats", open_ends=(F
     ("values", "claim", "decision", "text"),
     [
         ([-0.2, -0.21], {}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
-        ([0.2, 0.21], {}, "contradicted", "loss is higher with arm b than with arm a, by 0.205 ["),
+        ([0.2, 0.21], {}, "contradicted", "loss is higher (not lower) with arm b than with arm a, by 0.205 ["),
         ([0.2, 0.21], {"direction": "not_higher"}, "contradicted", "loss is higher with arm b than with arm a, by "),
         ([-0.2, -0.21], {"direction": "not_higher"}, "supported", "loss is lower with arm b than with arm a, by 0.205"),
         ([-0.2, -0.21], {"margin": 0.1}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
         ([0.01, -0.01], {"margin": 0.2}, "contradicted",
          "loss is not lower by more than 0.2 nats with arm b than with arm a: 0 nats, between 0.06"),
-        ([0.5, 0.51], {"margin": 0.2}, "contradicted", "loss is higher with arm b than with arm a, by 0.505 ["),
+        ([0.5, 0.51], {"margin": 0.2}, "contradicted", "loss is higher (not lower) with arm b than with arm a, by 0.505 ["),
         ([0.5, 0.51], {"direction": "not_higher", "margin": 0.2}, "contradicted",
          "loss is higher by more than 0.2 nats with arm b than with arm a: 0.505 nats higher, between 0.473 and "),
         ([-0.5, -0.51], {"direction": "within", "margin": 0.2}, "contradicted",
@@ -85,8 +85,7 @@ def result(values, turned=False, looks=1, limits=None, unit="nats", open_ends=(F
 def test_a_verdict_has_the_direction_of_the_result(values, claim, decision, text):
     found = result(values, **claim)
     assert found.decision == decision and verdict(found).startswith(text)
-    joint = ", since " if decision == "contradicted" else ": "
-    assert sentence(found).startswith(f"{decision.capitalize()}{joint}") and sentence(found).endswith(".")
+    assert sentence(found).startswith(f"{decision.capitalize()}: ") and sentence(found).endswith(".")
 
 
 def test_a_claim_that_was_not_tested_says_why_before_what_was_measured():
@@ -103,9 +102,9 @@ def test_the_changed_group_is_compared_with_the_plain_one():
 @pytest.mark.parametrize(
     ("text", "claim", "contrary"),
     [
-        ("the loss is lower with x", {}, "the loss is higher with x"),
-        ("arm: x ranks first more often", {"direction": "higher"}, "arm: x ranks first less often"),
-        ("x wins more than half", {"direction": "higher", "less": 0.5, "against": None}, "x wins less than half"),
+        ("the loss is lower with x", {}, "the loss is higher (not lower) with x"),
+        ("arm: x ranks first more often", {"direction": "higher"}, "arm: x ranks first less (not more) often"),
+        ("x wins more than half", {"direction": "higher", "less": 0.5, "against": None}, "x wins less (not more) than half"),
         ("x is lower or lower still", {}, "it does not hold that x is lower or lower still"),
         ("at b: x is lower", {"margin": 0.1}, "at b: it does not hold that x is lower"),
         ("x is not higher than y", {"direction": "not_higher", "margin": 0.1}, "x is higher than y"),
@@ -158,7 +157,7 @@ def test_the_interval_of_a_level_ends_at_the_ends_of_its_scale():
             (True, False),
             ": at most 0.05 nats higher (up to 0.997 with the interval), and possibly lower; ",
         ),
-        ([0.2, 0.21], (True, True), ": 0.205 nats higher, between 0.173 and 0.237 higher; "),
+        ([0.2, 0.21], (True, True), ": 0.205 nats higher, between 0.173 and 0.237 higher, as a difference of bounds; "),
     ],
 )
 def test_a_bound_is_told_as_at_most_or_at_least_whatever_was_decided(values, open_ends, text):
@@ -189,12 +188,12 @@ def test_an_undecided_claim_names_the_command_that_would_decide_it():
 def test_an_answer_states_what_is_supported_and_contradicted_and_ends_with_counts():
     results = [result(values) for values in ([0.2, 0.21], [0.0, 1.0], [-0.2, -0.21], [-0.3, -0.31], [0.1])]
     text = answer_text("", results, 0.9)
-    order = [text.index(part) for part in ("by 0.205", "by 0.305", "Contradicted, since loss is higher")]
+    order = [text.index(part) for part in ("by 0.205", "by 0.305", "Contradicted: loss is higher")]
     assert order == sorted(order) and "Undecided" not in text
     assert text.endswith("Claims: 2 supported, 1 contradicted, 1 undecided, 1 not tested, with 90% intervals that hold "
                          "together.")  # fmt: skip
     told = answer_text("So it is.", results, 0.9)
-    assert told.startswith("So it is. Contradicted, since ") and "Supported" not in told
+    assert told.startswith("So it is. Contradicted: ") and "Supported" not in told
     assert answer_text("", results[1:2], 0.9).startswith("Undecided: whether ") and answer_text("", [], 0.9)
 
 

@@ -130,7 +130,7 @@ def equal_rates(name: str, rates: Mapping[str, Sequence[float]], best: Rows) -> 
     for method in (name, PLAIN):
         part = best[best["method"] == method]
         if why := untuned(rates[method], float(part["lr"].iloc[0]), int(part["seed"].nunique())):
-            return "tokens", f"{label(method)} is not tuned: {why}"
+            return "tokens", f"for {label(method)}, {why}"
     return "tokens", ""
 
 

@@ -174,9 +174,9 @@ class Forgetting(EqualTargetStudy):
         bounds = target.bounds(*arms) if matched else (False, False)
         untuned = "" if matched else next(filter(None, (self.untuned(target, arm) for arm in arms)), "")
         problem = untuned or waiting
-        sides = " and for ".join(label(arm) for arm, is_bound in zip(arms, bounds, strict=True) if is_bound)
+        sides = " and ".join(label(arm) for arm, is_bound in zip(arms, bounds, strict=True) if is_bound)
         return Question(
-            **fields, values=gaps, open_ends=bounds, bound=f"only an upper bound of F is known for {sides}",
+            **fields, values=gaps, open_ends=bounds, bound=f"of {sides}, only an upper bound of F is known",
             problem=problem, tuned=not untuned, paired=True, groups=target.groups(claim.measure, matched),
             weights=dict(zip(arms, (1.0, -1.0), strict=True)),
         )  # fmt: skip
@@ -186,7 +186,7 @@ class Forgetting(EqualTargetStudy):
         part = target.complete[target.complete["method"] == arm]
         best = float(target.best.loc[target.best["method"] == arm, "lr"].iloc[0])
         why = untuned(sorted(set(part["lr"])), best, part["seed"].nunique())
-        return f"{label(arm)} is not tuned: {why}" if why else ""
+        return f"for {label(arm)}, {why}" if why else ""
 
     def complaints(self, target: EqualTarget) -> list[Json]:
         """Returns caveats: incomplete settings, frontiers that end before the target loss, unequal sizes of models."""

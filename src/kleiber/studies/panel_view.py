@@ -219,7 +219,7 @@ class View:
         absent = [side for side, part in zip(sides, parts, strict=True) if part.empty]
         if absent:
             named = group(absent[0], {}, self.label)
-            return claim.equal, f"no finished run of {named} has the measure {self.measures[claim.measure].label}"
+            return claim.equal, f"no finished run measured {self.measures[claim.measure].label} for {named}"
         if any(side == other for side, other in itertools.combinations(sides, 2)):
             return claim.equal, "its sides are the same group: a key that they differ in has one value in these runs"
         if claim.equal is None and all(same_origin(parts[0], part) for part in parts):
@@ -234,7 +234,7 @@ class View:
         for quantity in (RATE, "tokens") if equal == RATE else (equal,):
             values = [value for part in parts for value in part[f"{SAME}{quantity}"].dropna()]
             if values and max(values) > (1 + TOLERANCE) * min(values):
-                return equal, f"the sides differ in their {EQUAL[quantity]}: {min(values):g} to {max(values):g}"
+                return equal, f"the two sides differ in {EQUAL[quantity]}, from {min(values):g} to {max(values):g}"
         return equal, ""
 
     def caveats(self, results: Sequence[Result]) -> list[Json]:

@@ -90,6 +90,19 @@ def strongest(claim: Claim, estimate: Estimate) -> Claim:
     return replace(claim, direction=side, margin=0.0) if agrees else claim
 
 
+def contrasted(claim: Claim, text: str) -> str:
+    """Returns a text that states the contrary of a claim with what the claim said: `is higher (not lower) with ...`.
+
+    Without it a reader takes the finding for the claim that is contradicted.
+    """
+    words, contrary = COMPARATIVES[claim.direction], COMPARATIVES[CONTRARY[claim.direction]]
+    found = re.search(rf"\b(a )?({'|'.join(contrary)})\b", text)
+    if found is None:
+        return text
+    said = f"{found[1] or ''}{words[contrary.index(found[2])]}"
+    return f"{text[: found.end()]} (not {said}){text[found.end() :]}"
+
+
 def denial(claim: Claim, text: str) -> str:
     """Returns the contrary of a text that no keys of a claim tell: with the other comparative, else as a negation."""
     match, positive = comparative(claim, text), claim.direction.removeprefix("not_")
@@ -98,7 +111,8 @@ def denial(claim: Claim, text: str) -> str:
     if match is None:
         return prefixed("it does not hold that ", text)
     at = COMPARATIVES[claim.direction].index(match[0])
-    return text[: match.start()] + COMPARATIVES[CONTRARY[claim.direction]][at] + text[match.end() :]
+    contrary = COMPARATIVES[CONTRARY[claim.direction]][at]
+    return contrasted(claim, text[: match.start()] + contrary + text[match.end() :])
 
 
 def comparative(claim: Claim, text: str) -> re.Match[str] | None:
@@ -147,8 +161,10 @@ def verdict(result: Result) -> str:
         text = question.text if supported else denial(claim, question.text)
         is_told = claim.against is not None and comparative(claim, question.text) is not None
     else:
-        claim = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
-        text, is_told = wording(claim), claim.direction in CONTRARY and not (claim.margin or claim.less)
+        held = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
+        text = wording(held)
+        text = contrasted(claim, text) if held.direction == CONTRARY.get(claim.direction) else text
+        claim, is_told = held, held.direction in CONTRARY and not (held.margin or held.less)
     if not is_told or any(question.open_ends):
         return f"{text}: {measured(claim, estimate, question)}"
     size = estimate if estimate.value > 0 else estimate.negated()
@@ -173,7 +189,7 @@ def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
     why  which side is a bound
     """
     if all(open_ends):
-        return f"{in_words(estimate)}; {why}"
+        return f"{in_words(estimate)}, as a difference of bounds; {why}"
     below, _ = open_ends
     at_least = below if estimate.value < 0 else not below
     end = estimate.hi if below else estimate.lo
@@ -234,13 +250,9 @@ def advice(result: Result) -> str:
 
 
 def sentence(result: Result) -> str:
-    """Returns the decision of a claim: a sentence with the badge and the verdict, and one with what would decide it.
-
-    The verdict on a contradicted claim is its reason: after a colon, readers take it for the claim.
-    """
+    """Returns the decision of a claim: a sentence with the badge and the verdict, and one with what would decide it."""
     what_helps, badge = advice(result), str(result.decision).capitalize()
-    joint = ", since " if result.decision == Decision.CONTRADICTED else ": "
-    return f"{badge}{joint}{verdict(result)}.{f' {what_helps[0].upper()}{what_helps[1:]}.' if what_helps else ''}"
+    return f"{badge}: {verdict(result)}.{f' {what_helps[0].upper()}{what_helps[1:]}.' if what_helps else ''}"
 
 
 def claim_json(result: Result) -> Json:

@@ -150,6 +150,7 @@ class Transfer(ClaimStudy):
         part = means[(means["task"] == task) & (means["share"] == means["share"].max())]
         arms = {key: dict(zip(arm["seed"], arm["score"], strict=True)) for key, arm in part.groupby(["kind", "start"])}
         largest = max((size_of(start) for _, start in arms if start != SCRATCH), default=0.0)
+        scored = "the mean score over all tasks" if task == ALL_TASKS else f"the score on {readable(task)}"
         asked = []
         for (kind, start), scores in arms.items():
             nothing = arms.get((kind, SCRATCH), {})
@@ -161,7 +162,7 @@ class Transfer(ClaimStudy):
             asked.append(
                 Question(
                     claim=claim,
-                    text=f"the score on {readable(task)} is higher with {named(kind, start)} than from nothing",
+                    text=f"{scored} is higher with {named(kind, start)} than without pre-training",
                     values=gaps_by_seed(scores, nothing), unit="in score", better="higher", problem=problem,
                     tuned=not problem or problem == waiting.why,
                     advice=waiting.advice or (f"add rates: `design.kinds.{kind}.lrs=[...]`" if problem else ""),
@@ -233,7 +234,7 @@ def untuned_arm(tried: Rows, kind: str, start: str) -> str:
     for task, rows in part.groupby("task"):
         best = float(rows.loc[rows["score"].idxmax(), "lr"])
         if why := untuned(sorted(set(rows["lr"])), best, int(rows["seed"].nunique())):
-            return f"{named(kind, start)} is not tuned on {readable(str(task))}: {why}"
+            return f"for {named(kind, start)} on {readable(str(task))}, {why}"
     return ""
 
 

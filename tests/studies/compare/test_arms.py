@@ -70,7 +70,7 @@ def test_where_a_seed_diverged_at_every_rate_the_best_has_the_most_others_and_de
     rows += [{"lr": lr, "seed": seed, "status": "diverged"} for lr in LRS for seed in range(2)]
     arm = arm_from_rows("a", rows, measure, higher_is_better=measure != "loss")
     assert arm.best_lr == (0.04 if measure == "loss" else 0.02)
-    assert arm.untuned_because == f"1 of its 3 seeds diverged at its best learning rate {arm.best_lr:g}"
+    assert arm.untuned_because == f"1 of 3 seeds diverged at the best learning rate {arm.best_lr:g}"
 
 
 def test_a_rate_that_not_every_seed_has_run_is_no_neighbour_of_the_best(tmp_path):

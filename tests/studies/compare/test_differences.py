@@ -139,7 +139,7 @@ def test_a_claim_is_decided_at_its_own_quantity():
 @pytest.mark.parametrize(
     ("asked", "waiting", "reason"),
     [
-        (claim("a", "gone"), "", "no finished run of gone"), (claim("a", "rough"), "", "rough is not tuned"),
+        (claim("a", "gone"), "", "no finished run of gone"), (claim("a", "rough"), "", "for rough, 2 rates"),
         (claim("a", "b"), "3 of 9 runs", "3 of 9"), (claim("a", "b", measure="moe/dead"), "", "moe/dead"),
         (claim("a", "big", equal="params"), "", "factor of 0.10"),
     ],

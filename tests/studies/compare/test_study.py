@@ -63,7 +63,7 @@ def test_where_a_seed_diverged_at_every_rate_there_is_no_difference_but_a_report
     ]
     found = Compare().analyze(runs)
     (claim,) = claims_of(found)
-    assert claim["decision"] == "not tested" and "1 of its 3 seeds diverged" in claim["why"]
+    assert claim["decision"] == "not tested" and "1 of 3 seeds diverged" in claim["why"]
     assert "nan" not in found.answer and "inf" not in found.answer
     assert claim["value"] is None and all(row["value"] is None for row in found.tables["Differences"])
     trends = found.tables["Trends of differences"]
@@ -201,7 +201,7 @@ def planned(*arms):
 def test_a_plan_without_the_arms_of_a_claim_is_refused_before_training():
     study = Compare(claims=[{"arm": "b", "against": "a"}])
     for text, arm in zip(study.check_plan(planned("a", "b")), "ab", strict=True):
-        assert f"{arm} has 1 learning rate and 1 seed, and {LRS} and {SEEDS} are needed" in text
+        assert f"for {arm}, only 1 learning rate and 1 seed were tried, and {LRS} and {SEEDS} are needed" in text
     base = PlannedPoint(Path("base"), {"study": {}}, 1.0, 1.0)  # of no arm: they start from it
     assert len(study.check_plan([base, *planned("a", "b")])) == 2
     with pytest.raises(ValueError, match="b is not an arm"):

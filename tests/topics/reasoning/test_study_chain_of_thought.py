@@ -56,13 +56,13 @@ def test_every_number_of_digits_is_in_the_tables_and_the_figures(findings):
     )
     steps = row(findings, match, arm="worked steps, width 32", **{digits: 6})
     assert steps["value"] == pytest.approx(0.6), "that of the rate of least loss"
-    assert row(findings, match, arm="sum alone, width 32", **{digits: 6})["lo"] == 0, "no share is below 0"
+    assert row(findings, match, arm="answer alone, width 32", **{digits: 6})["lo"] == 0, "no share is below 0"
     six, two = (row(findings, gain, **{digits: number}) for number in (6, 2))
     assert six["value"] == pytest.approx(0.6) and two["value"] == pytest.approx(0.4)
     assert two["lo"] <= 0.4 + 1e-9 and two["n"] == 3 and two["width"] == 32
     drawn = {name: draw().to_dict() for name, draw in findings.figures.items()}
     assert "worked steps, width 32" in str(drawn["digits"]) and "width 32" in str(drawn["gains"])
-    assert colors(drawn["tuning"]).keys() == {"sum alone, width 32", "worked steps, width 32"}
+    assert colors(drawn["tuning"]).keys() == {"answer alone, width 32", "worked steps, width 32"}
 
 
 def test_losses_of_other_answers_are_not_compared(findings):

@@ -51,17 +51,17 @@ def test_claims_are_those_of_the_comparison_and_the_answer_begins_with_the_recal
         write(tmp_path, arm)
     findings = declared("needle", claims=[CLAIM]).analyze(read_runs(tmp_path))
     assert overall(findings.claims) == "supported" and findings.claims[0].claim.of == {"arm": "full"}
-    assert "full attention 100% [" in findings.answer and "among 16 pairs" in findings.answer
+    assert "full attention 100% [" in findings.answer and "among 16 keys" in findings.answer
 
 
 @pytest.mark.slow
 def test_every_cell_is_in_the_tables_and_figures_at_the_best_rate(findings):
     cells = findings.tables["Accuracy by length and depth"]
-    names = ("full attention, 16 pairs", "LSTM, 16 pairs")
+    names = ("full attention, 16 keys", "LSTM, 16 keys")
     places = {(each["arm"], each["haystack (tokens)"], each["depth of the needle"]) for each in cells}
     assert places == {(name, length, depth) for name in names for length in LENGTHS for depth in DEPTHS}
     lengths = "Accuracy by length of the haystack"
-    lstm = row(findings, lengths, arm="LSTM, 16 pairs", **{"haystack (tokens)": 96})
+    lstm = row(findings, lengths, arm="LSTM, 16 keys", **{"haystack (tokens)": 96})
     assert lstm["value"] == pytest.approx(0.5) and lstm["lo"] < 0.5 < lstm["hi"] and lstm["n"] == 3
     drawn = {name: draw().to_dict() for name, draw in findings.figures.items()}
     assert drawn["needle"]["facet"]["sort"] == [*names] and "0.125" in str(drawn["needle"]["title"]["subtitle"])

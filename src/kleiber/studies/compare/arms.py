@@ -254,7 +254,7 @@ def arm_from_rows(
     best = max(complete, key=rank)
     reason = untuned(sorted(complete), best, most)
     if not reason and len(finite[best]) < most:
-        reason = f"{most - len(finite[best])} of its {most} seeds diverged at its best learning rate {best:g}"
+        reason = f"{most - len(finite[best])} of {most} seeds diverged at the best learning rate {best:g}"
     ended = [row for row in rows if not diverged(row)]
     measures: dict[str, dict[int, float]] = {}
     for row in (row for row in ended if row["lr"] == best):
@@ -269,18 +269,19 @@ def arm_from_rows(
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
     """Why an arm with these learning rates is untuned; empty when it is tuned."""
     if len(lrs) >= LRS and best in (lrs[0], lrs[-1]):
-        return f"its best learning rate {best:g} is the {'least' if best == lrs[0] else 'largest'} that was tried"
+        return f"the best learning rate {best:g} is the {'lowest' if best == lrs[0] else 'highest'} that was tried"
     return too_few(len(lrs), seeds)
 
 
 def too_few(lrs: int, seeds: int) -> str:
     """Why no arm with so many learning rates and seeds is tuned; "" where one may be."""
-    rates, few = f"{lrs} learning rate{'s' * (lrs != 1)}", f"{seeds} seed{'s' * (seeds != 1)}"
-    if lrs < LRS and seeds < SEEDS:
-        return f"{rates} and {few}, and {LRS} and {SEEDS} are needed"
-    if lrs < LRS:
-        return f"{rates}, and {LRS} are needed"
-    return "" if seeds >= SEEDS else f"{few}, and {SEEDS} are needed"
+    wanted = ((lrs, LRS, "learning rate"), (seeds, SEEDS, "seed"))
+    short = [(f"{count} {name}{'s' * (count != 1)}", count, least) for count, least, name in wanted if count < least]
+    if not short:
+        return ""
+    tried, counts, needed = zip(*short, strict=True)
+    verb = "was" if counts == (1,) else "were"
+    return f"only {' and '.join(tried)} {verb} tried, and {' and '.join(map(str, needed))} are needed"
 
 
 def rates_to_add(arms: Sequence[Arm]) -> str:

@@ -190,7 +190,7 @@ def averaging(rows: Rows) -> list[Question]:
         change = keyed[name, 0.5] - (keyed[name, 0.0] + keyed[name, 1.0]) / 2
         by_seed = change.groupby("seed").mean().dropna().tolist()
         claim = Claim(of={"alpha": 0.5}, against={"alpha": "mean of 0 and 1"}, measure=name)
-        text = f"with weights half-way between start and end, {measure} is lower than the mean of both ends"
+        text = f"halfway between the weights before and after, {measure} is lower than the mean of its values at both"
         asked.append(question(claim, text, by_seed, {}))
     return asked
 

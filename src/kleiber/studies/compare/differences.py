@@ -241,7 +241,7 @@ def question(
     arms = [arm for each in sides for arm in each.arms]
     arm = next((each.untuned for each in sides if each.untuned), None)
     name = "" if arm is None else in_sentence((labels or {}).get(arm.name, arm.name))
-    untuned = "" if arm is None else f"{name} is not tuned: {arm.untuned_because}"
+    untuned = "" if arm is None else f"for {name}, {arm.untuned_because}"
     unlike = uneven(arms) if arms else ""
     problems = [waiting.why, *(each.why for each in sides), untuned, unlike]
     before = any(MOMENT in side for _, side in claim.sides)

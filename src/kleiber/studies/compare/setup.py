@@ -11,9 +11,9 @@ from kleiber.inference.contrasts import MODERATED, SEPARATE
 from kleiber.records.catalog import Run
 from kleiber.records.progress import format_duration
 from kleiber.studies.claims import Claim
-from kleiber.studies.compare.arms import Arm, ArmOf
+from kleiber.studies.compare.arms import Arm, ArmOf, measured
 from kleiber.studies.compare.costs import AT_ONE, LATENCY_METHODS
-from kleiber.studies.compare.differences import in_sentence
+from kleiber.studies.compare.differences import Ladders, in_sentence
 from kleiber.studies.compare.tables import Pairs
 from kleiber.studies.decision import QUANTITIES
 from kleiber.types import Config, Json, Row
@@ -93,17 +93,20 @@ def shared_overrides(runs: Sequence[Run]) -> list[str]:
     return [line for line in first if line.startswith("study=") or all(line in lines for lines in every)]
 
 
-def question_of(claims: Sequence[Claim], measure: str, labels: Mapping[str, str], pairs: Pairs) -> str:
+def question_of(claims: Sequence[Claim], ladders: Ladders, labels: Mapping[str, str], pairs: Pairs) -> str:
     """Returns the question that the claims of a comparison answer."""
-    plain = {against for _, against in pairs}
+    plain = dict.fromkeys(against for _, against in pairs)
     changed = [*dict.fromkeys(in_sentence(labels.get(arm, arm)) for arm, _ in pairs)]
     held = dict.fromkeys(claim.equal for claim in claims if claim.equal is not None)
-    where = f"in {measure}" + (f", at equal {listed_words([QUANTITIES[name].label for name in held])}" if held else "")
-    if len(plain) != 1:
-        return f"How do the arms compare {where}?"
-    (base,) = (in_sentence(labels.get(name, name)) for name in plain)
+    measures = dict.fromkeys(measured(ladders, claim.measure).label for claim in claims)
+    where = f"in {listed_words([*measures])}"
+    where += f", at equal {listed_words([QUANTITIES[name].label for name in held])}" if held else ""
+    bases = [in_sentence(labels.get(name, name)) for name in plain]
+    if len(bases) != 1:
+        names = listed_words([*dict.fromkeys([*changed, *bases])])
+        return f"How do {names} compare {where}?"
     names = listed_words(changed) if len(changed) <= MOST_NAMES else f"{len(changed)} arms"
-    return f"How {'do' if len(changed) > 1 else 'does'} {names} compare with {base} {where}?"
+    return f"How does {'each of ' * (len(changed) > 1)}{names} compare with {bases[0]} {where}?"
 
 
 def listed_words(words: Sequence[str]) -> str:

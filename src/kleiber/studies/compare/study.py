@@ -23,7 +23,6 @@ from kleiber.studies.compare.arms import (
     ArmOf,
     arm_name,
     arms_in_order,
-    measured,
     near,
     not_ready,
     planned_arms,
@@ -171,7 +170,7 @@ class Compare(ClaimStudy):
             rates.add((config.get("optimizer") or {}).get("lr"))
             seeds.add(config["seed"])
         shortages = {arm: why for arm, grid in grids.items() if (why := too_few(*map(len, grid)))}
-        return [f"claims will not be tested: {arm} has {why}" for arm, why in shortages.items()]
+        return [f"claims will not be tested: for {arm}, {why}" for arm, why in shortages.items()]
 
     def name_of(self, arm: str | None, config: Config) -> str | None:
         """The name of an arm with the values of `keys` that a config of it has; None without an arm."""
@@ -277,7 +276,7 @@ def decide_arms(
         answer=" ".join(
             [*(multiplier_sentence(row, scores[measure]) for row in multipliers), answer_text("", results, level)]
         ),
-        question=question_of(claims, measured(ladders, measure).label, labels, pairs),
+        question=question_of(claims, ladders, labels, pairs),
         claims=results,
         caveats=[*warnings, *arms_without_latency(facts), *uneven_speeds(speeds)],
         tables={
@@ -308,7 +307,7 @@ def with_panel(
     tables, charts = panel.shown(view, findings.claims)
     return replace(
         findings,
-        question=panel.question,
+        question=panel.question or findings.question,
         answer=" ".join(filter(None, [view.answer(panel.answer, findings.claims), findings.answer])),
         tables={**tables, **findings.tables},
         figures={**charts, **findings.figures},
