@@ -8,14 +8,14 @@ forgets nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.claims import RATE, Claim, Question, decide_together
+from kleiber.studies.claims import RATE, Claim, Question, decide_together, read_claims
 from kleiber.studies.compare.arms import not_ready, untuned
 from kleiber.studies.compare.contrast import format_level
 from kleiber.studies.compare.frontier import best_settings
@@ -32,9 +32,9 @@ from kleiber.studies.sequence_metrics import (
     sequence_rows,
     tasks_in_order,
 )
-from kleiber.studies.statements import answer_text, verdict
+from kleiber.studies.statements import answer_text, statement, verdict
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings, PlannedPoint
-from kleiber.types import Json
+from kleiber.types import Config, Json
 
 CLAIMS = ("ACC", "LA", "forgetting", "savings")  # metrics by which each method is claimed to be better
 
@@ -45,10 +45,32 @@ class Continual(EqualTargetStudy):
 
     start      of a cell: set by the design
     tolerance  the first task counts as regained at (1 + tolerance) times the loss that it was left with
+    claims     about metrics of methods, see `kleiber.studies.claims.Claim`, from every start: {measure: forgetting,
+               of: {method: ewc}, against: {method: replay}}. Without claims: every method is better than plain
+               fine-tuning by each of CLAIMS
     level      of the intervals
     """
 
     start: str | None = None
+    claims: Sequence[Config] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.read_claims([PLAIN])
+
+    def read_claims(self, methods: Sequence[str]) -> list[Claim]:
+        """The claims of the study about these methods. Raises ValueError, which names the key, for an invalid one."""
+        others = {"of": {}, "each": {"method": {"not": [PLAIN]}}, "against": {"method": PLAIN}}
+        nodes = self.claims or [{**others, "measure": metric} for metric in CLAIMS]
+        better = [{"direction": "lower" if node.get("measure") in LOWER else "higher", **node} for node in nodes]
+        claims = read_claims(better, "study.claims", {}, {"method": methods})
+        for at, claim in enumerate(claims):
+            two = [[*side] for _, side in claim.sides] == [["method"], ["method"]]
+            if claim.measure not in METRICS or claim.equal is not None or not two:
+                raise ValueError(
+                    f"study.claims[{at}] must compare two methods, without equal, by a metric: {', '.join(METRICS)}"
+                )
+        return claims
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError as `refuse_twins` for planned sequences."""
@@ -90,23 +112,16 @@ class Continual(EqualTargetStudy):
         gaps, asked = [], []
         for start, part in best.groupby("start", sort=False):
             names = [name for name in dict.fromkeys(part["method"]) if name != PLAIN]
-            pairs = part.pivot_table(index=["order", "seed"], columns="method", values="seconds", aggfunc="size")
-            rates = {str(name): sorted(set(lrs)) for name, lrs in rows[rows["start"] == start].groupby("method")["lr"]}
             for metric in METRICS:
-                table = part.pivot_table(index=["order", "seed"], columns="method", values=metric)
-                for name in names if PLAIN in table else ():
-                    apart = (table[name] - table[PLAIN]).dropna().tolist() if name in table else []
-                    estimate = mean_estimate(apart, self.level, unit_of(metric, part))
+                for name in names:
+                    estimate = mean_estimate(differences(part, metric, name, PLAIN), self.level, unit_of(metric, part))
                     if estimate is not None:
-                        lost = len(pairs[[name, PLAIN]].dropna()) - len(apart)
+                        lost = unpaired(part, estimate.n, name, PLAIN)
                         labels = {"start": start, "method": name, "metric": metric, "lost": lost}
                         gaps.append({**labels, **asdict(estimate)})
-                        equal, problem = equal_rates(name, rates, part)
-                        asked += (
-                            [question(labels, apart, estimate.unit, equal, waiting or problem)]
-                            if metric in CLAIMS
-                            else []
-                        )
+            rates = {str(name): sorted(set(lrs)) for name, lrs in rows[rows["start"] == start].groupby("method")["lr"]}
+            claims = self.read_claims([*dict.fromkeys(part["method"])])
+            asked += [question(claim, str(start), part, rates, waiting) for claim in claims]
         claims = decide_together(asked, self.level, variance=self.variance)
         return {"rows": rows, "best": best, "gaps": gaps, "claims": claims, "others": others}
 
@@ -117,37 +132,61 @@ def unit_of(metric: str, rows: Rows) -> str:
     return "of the steps" if metric == "savings" else "nats" if kind == "loss" else str(kind)
 
 
-def equal_rates(name: str, rates: Mapping[str, Sequence[float]], best: Rows) -> tuple[str, str]:
-    """Returns what a method and plain fine-tuning have equal, and why they decide nothing; "" where they can.
+def differences(best: Rows, metric: str, ours: str, theirs: str) -> list[float]:
+    """Returns a metric of one method minus that of another, of each order and seed that both have."""
+    table = best.pivot_table(index=["order", "seed"], columns="method", values=metric)
+    return (table[ours] - table[theirs]).dropna().tolist() if {ours, theirs} <= {*table} else []
+
+
+def unpaired(best: Rows, measured: int, ours: str, theirs: str) -> int:
+    """Returns of how many orders and seeds that both methods have the metric of one is missing."""
+    runs = best.pivot_table(index=["order", "seed"], columns="method", values="seconds", aggfunc="size")
+    return len(runs[[ours, theirs]].dropna()) - measured
+
+
+def equal_rates(methods: Sequence[str], rates: Mapping[str, Sequence[float]], best: Rows) -> tuple[str, str]:
+    """Returns what two methods have equal, and why they decide nothing; "" where they can.
 
     Two methods that were trained at one and the same rate are compared at it; otherwise both have to be tuned.
 
     rates  of each method
     best   the rows of each method at its best setting
     """
-    if len(rates[name]) == 1 and rates[name] == rates[PLAIN]:
+    first, second = (rates[method] for method in methods)
+    if len(first) == 1 and first == second:
         return RATE, ""
-    for method in (name, PLAIN):
+    for method in methods:
         part = best[best["method"] == method]
         if why := untuned(rates[method], float(part["lr"].iloc[0]), int(part["seed"].nunique())):
             return "tokens", f"for {label(method)}, {why}"
     return "tokens", ""
 
 
-def question(gap: Json, values: Sequence[float], unit: str, equal: str, waiting: str) -> Question:
-    """Returns the claim that a method is better than plain fine-tuning by a metric.
+def question(claim: Claim, start: str, best: Rows, rates: Mapping[str, Sequence[float]], waiting: str) -> Question:
+    """Returns a claim about two methods from a start, with their differences by order and seed.
 
+    best     the rows of each method at its best setting, from this start
+    rates    of each method, from this start
     waiting  why the runs decide nothing; "" where they can
     """
-    name, metric, lost = gap["method"], gap["metric"], gap["lost"] if gap["metric"] == "savings" else 0
-    direction = "lower" if metric in LOWER else "higher"
-    of = {"method": name, "start": gap["start"]}
-    claim = Claim(of=of, against={"method": PLAIN}, measure=metric, equal=equal, direction=direction)
-    text = f"{LABELS[metric]} from {gap['start']} is {direction} with {label(name)} than with plain fine-tuning"
+    metric, methods = claim.measure, [str(side["method"]) for _, side in claim.sides]
+    absent = next((name for name in methods if name not in rates), None)
+    equal, problem = ("", f"no finished run of {label(absent)}") if absent else equal_rates(methods, rates, best)
+    values = [] if absent else differences(best, metric, *methods)
+    lost = 0 if absent or metric != "savings" else unpaired(best, len(values), *methods)
     # A sequence in which the task was not regained has no savings to count.
-    problem = f"{lost} sequences have no savings, because one of the two did not regain the first task" if lost else ""
+    missing = f"{lost} sequences have no savings, because one of the two did not regain the first task" if lost else ""
+
+    def wording(stated: Claim) -> str:
+        """Returns a claim about these methods as a sentence."""
+        names = replace(stated, of={"method": stated.of["method"]}, equal=None)
+        return statement(names, f"{LABELS[metric]} from {start}", unit, lambda _, value: label(str(value)))
+
+    unit = unit_of(metric, best)
+    claim = replace(claim, of={**claim.of, "start": start}, equal=equal or None)
     return Question(
-        claim=claim, text=text, values=values, unit=unit, better=direction, problem=problem or waiting,
+        claim=claim, text=wording(claim), wording=wording, values=values, unit=unit,
+        better="lower" if metric in LOWER else "higher", problem=missing or waiting or problem,
         samples="orders and seeds", paired=True,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ Task = Row
 class Sequences:
     """For every seed and start point: each task alone, and every order of all tasks by every arm and learning rate.
 
-    tasks    overrides of the tasks, by name: {trec: {data: topic/trec, objective: classify}}
+    tasks    overrides of the tasks, by name: {trec: {data: topic/trec, objective: classify}}; null removes a task
     arms     overrides of the methods, by name: {ewc: {retention: ewc, ...: [1, 10]}}, used from the second stage on; a
              list of values makes one run for each value, null removes an arm
     orders   number of balanced orders (see `williams`), or a list of orders, each a list of all task names
@@ -39,7 +39,7 @@ class Sequences:
 
     def __init__(
         self,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, Task | None],
         arms: Mapping[str, Mapping[str, Values] | None],
         orders: Count | Sequence[Sequence[str]] = 2,
         starts: Mapping[str, Mapping[str, Values] | None] | None = None,
@@ -48,15 +48,16 @@ class Sequences:
         alone: bool = True,
         again: bool = True,
     ) -> None:
-        self.tasks = {name: stage_node(name, overrides) for name, overrides in tasks.items()}
-        self.alone = [single_run(overrides) for overrides in tasks.values()] if alone else []
+        chosen = {name: overrides for name, overrides in tasks.items() if overrides is not None}
+        self.tasks = {name: stage_node(name, overrides) for name, overrides in chosen.items()}
+        self.alone = [single_run(overrides) for overrides in chosen.values()] if alone else []
         self.arms = {name: dict(arm) for name, arm in arms.items() if arm is not None}
         self.starts = {
             name: dict(overrides) for name, overrides in (starts or {"scratch": {}}).items() if overrides is not None
         }
         if len(self.tasks) < 2 or AGAIN in self.tasks:
             raise ValueError(
-                f"design.tasks={list(tasks)} must have at least two tasks, and none of them may have the reserved name "
+                f"design.tasks={list(chosen)} must have at least two tasks, and none of them may have the reserved name "
                 f"{AGAIN}"
             )
         if not self.arms or not self.starts:
