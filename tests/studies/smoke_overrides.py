@@ -96,6 +96,11 @@ CONTINUAL = [
     "design.seeds=1", "design.orders=1", "eval.every_steps=10", "budget.tokens=5k",
     "design.arms={l2sp:null,ewc:null,lwf:null,agem:null}",
 ]  # fmt: skip
+SIX_DOMAINS = [
+    *CONTINUAL, "design.starts={scratch:{}}", "design.orders=[[docs,code]]",
+    "design.tasks={docs:{data.domain:docs},encyclopedic:null,fiction:null,law:null,biomedical:null,french:null}",
+    "study.claims=[{measure:ACC,of:{method:replay},against:{method:none}}]",
+]  # fmt: skip
 AT_SCALE = [
     "model.width=32,64",  # a line needs two sizes
     "design.seeds=1",

@@ -136,6 +136,30 @@ def test_a_rate_of_a_task_does_not_part_the_orders(tmp_path):
     assert Continual().compare(read_runs(tmp_path / "s"))["best"]["order"].nunique() == 2
 
 
+def test_claims_compare_any_two_methods_by_any_metric(tmp_path):
+    write_study(tmp_path / "s", methods=(("none", 0.0), ("ewc", 0.5), ("replay", 0.9)))
+    sides = {"of": {"method": "replay"}, "against": {"method": "ewc"}}
+    absent = {**sides, "against": {"method": "lwf"}}
+    asked = Continual(
+        claims=[{"measure": "forgetting", **sides}, {"measure": "ACC", **sides}, {"measure": "LA", **absent}]
+    )
+    record = asked.compare(read_runs(tmp_path / "s"))
+    forgetting, score, gone = record["claims"]
+    gaps = {(gap["method"], gap["metric"]): gap["value"] for gap in record["gaps"]}
+    assert [str(result.decision) for result in record["claims"]] == ["supported", "supported", "not tested"]
+    assert forgetting.estimate.value == pytest.approx(gaps["replay", "forgetting"] - gaps["ewc", "forgetting"])
+    assert score.estimate.value == pytest.approx(gaps["replay", "ACC"] - gaps["ewc", "ACC"])
+    assert forgetting.claim.of == {"method": "replay", "start": "scratch"} and "LwF" in gone.why
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"measure": "loss"}, {"measure": "ACC", "equal": "tokens"}, {"measure": "ACC", "against": None}]
+)
+def test_a_claim_that_compares_no_two_methods_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"study\.claims\[0\]"):
+        Continual(claims=[{"of": {"method": "ewc"}, "against": {"method": "none"}, **wrong}])
+
+
 def test_sequences_that_differ_in_a_key_without_a_setting_are_refused_when_read_and_in_the_plan(study):  # noqa: F811
     runs = read_runs(study)
     chain = next(run for run in runs if len(run.stages) > 1)

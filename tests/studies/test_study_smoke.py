@@ -30,6 +30,7 @@ from studies.smoke_overrides import (
     READING,
     REPEAT,
     SEARCH,
+    SIX_DOMAINS,
     SUMS,
     SWEPT,
     TRANSFER,
@@ -113,11 +114,10 @@ STUDIES = {
         decision="not tested",
     ),
     "context": Expected(
-        ["model.context=32,64", "data=recall", "batch.tokens=256", "eval.tokens=2048", "model.width=32"],
-        6,
-        "",
+        ["model.context=32,64", "data=recall", "batch.tokens=256", "eval.tokens=2048", "model.width=32"], 6, ""
     ),
     "continual": Expected(CONTINUAL, 4, "", decision="not tested"),
+    "continual_domains": Expected(SIX_DOMAINS, 4, "", decision="not tested"),
     "data_repeat": Expected(REPEAT, 2, "no_law", decision="not tested"),
     "experts": Expected([*NARROW, *EXPERTS], 2, "", decision="not tested"),
     "explain": Expected(*EXPLAIN, decision="not tested"),

@@ -68,7 +68,10 @@ def planned(*values, tokens=(1e6,), counted=True):
 
 def is_untuned(warnings):
     """Whether they are those of the two arms, which have too few rates."""
-    return [(f"for {arm}, only 2 learning rates" in text) for arm, text in zip("ab", warnings, strict=True)] == [True, True]
+    return [(f"for {arm}, only 2 learning rates" in text) for arm, text in zip("ab", warnings, strict=True)] == [
+        True,
+        True,
+    ]
 
 
 def test_a_plan_may_list_rates_and_budgets_of_an_arm_and_no_other_key():

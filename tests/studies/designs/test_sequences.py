@@ -111,6 +111,7 @@ def test_text_is_quoted_as_hydra_reads_it():
         ({"tasks": {**TASKS, "x": {"retention": "ewc"}}}, "design.tasks.x.retention"),
         ({"arms": {"wise": {"retention": "wise"}}}, "design.arms.*retention=wise"),
         ({"arms": {"none": None}}, r"design.arms=\[\]"),
+        ({"tasks": {**TASKS, **dict.fromkeys([*TASKS][1:])}}, "at least two tasks"),
         ({"orders": 3}, "design.orders=3.*1 and 2"),
         ({"orders": [["docs"]]}, "design.orders.*docs, trec"),
     ],

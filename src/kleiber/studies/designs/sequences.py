@@ -57,8 +57,8 @@ class Sequences:
         }
         if len(self.tasks) < 2 or AGAIN in self.tasks:
             raise ValueError(
-                f"design.tasks={list(chosen)} must have at least two tasks, and none of them may have the reserved name "
-                f"{AGAIN}"
+                f"design.tasks={list(chosen)} must have at least two tasks, and none of them may have the reserved "
+                f"name {AGAIN}"
             )
         if not self.arms or not self.starts:
             raise ValueError(
