@@ -65,7 +65,8 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     if "name" not in rows:
         rows = rows.assign(name=names_of(rows, view, line) if line else rows["series"])
     else:
-        rows = rows.assign(name=renamed(rows["name"], mapping(node.get("names"), "names")))
+        names = renamed(rows["name"], mapping(node.get("names"), "names"))
+        rows = rows.assign(name=names + "\n" + rows["verdict"])
     rows = within_limits(rows, mapping(node.get("limits"), "limits"))
     rows = rows.assign(better=[view.measures[name].better for name in rows["measure"]])
     rows = rows if node.get("sort") is False else by_effect(rows, line)
@@ -81,7 +82,7 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     return estimates(
         rows[kept].to_dict("records"), order, title, text(node, "title"), subtitle=note_of(node, view, rows),
         dodge=dodge, own_scales=len(panels) < 2 and (by_measure or measure.limits is None), domain=limits,
-        step=36 if dodge else STEP, other=TICK,
+        step=36 if dodge or "verdict" in rows else STEP, other=TICK,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@
 
 A line at 0 is drawn for tables of differences, and a line at the reference of a measure for tables of means. With
 `runs: true`, lines show single runs in place of intervals. The table `Claims` has a row for each claim of the study,
-with the interval that decides it. Lines of estimates are sorted by their values unless `sort: false`; those whose
+with the interval that decides it and the verdict. Lines of estimates are sorted by their values unless `sort: false`; those whose
 `line` leaves out a key of `series` show its values side by side. Points of a scatter with `join: [KEY, ORDER]` are
 joined for each value of KEY in the order of ORDER; `log: true` makes its axes logarithmic, `color: KEY` colors by a
 number, `pale: {KEY: VALUE}` draws some rows pale, and `equality: true` draws the line on which both measures are equal.
@@ -226,7 +226,7 @@ def note_of(node: Node, view: View, rows: Rows) -> str:
     called = {view.measures[name].called for name in set(rows["measure"])} - {""}
     dashed = f"dashed gray: {', '.join(sorted(called))}" if called and not contrast else ""
     dashed = "dashed: no difference" if contrast and node["form"] in ("estimates", "lines") else dashed
-    ticks = "ticks: bounds of the claims" if "other" in rows and rows["other"].notna().any() else ""
+    ticks = "blue ticks: claimed bounds" if "other" in rows and rows["other"].notna().any() else ""
     return "; ".join(filter(None, (text(node, "subtitle"), note, dashed, ticks)))
 
 
