@@ -309,7 +309,7 @@ def with_panel(
     tables, charts = panel.shown(view, findings.claims)
     return replace(
         findings,
-        question=panel.question,
+        question=panel.question or findings.question,
         answer=" ".join(filter(None, [view.answer(panel.answer, findings.claims), findings.answer])),
         tables={**tables, **findings.tables},
         figures={**charts, **findings.figures},
