@@ -167,7 +167,9 @@ def test_claims_are_drawn_with_the_intervals_that_decide_them(runs):
         claims=stated, figures=[node, {**gaps, "line": []}], contrasts=contrasts,
     ).analyze(runs)  # fmt: skip
     figures = draw_all(found)
-    drawn = {row["name"]: row for row in datasets(figures["a"]) if "name" in row}
+    labels = {row["name"]: row for row in datasets(figures["a"]) if "name" in row}
+    assert all(label.partition("\n")[2].startswith("claimed below ") for label in labels), "the claim and its verdict"
+    drawn = {label.partition("\n")[0]: row for label, row in labels.items()}
     assert [*drawn] == ["new \N{MINUS SIGN} start", "new \N{MINUS SIGN} plain"], "sorted by effect"
     for result, other in zip(found.claims, ("plain", "start"), strict=True):
         row = drawn[f"new \N{MINUS SIGN} {other}"]
@@ -214,9 +216,9 @@ def test_a_matrix_and_a_distribution_show_their_cells(runs):
     assert len(datasets(figures["d"])) == 18
 
 
-def test_lines_are_moved_apart_evenly_around_their_values(runs):
+def test_lines_that_overlap_are_moved_apart_evenly_around_their_values(runs):
     view = Panel(keys={"arm": "study.arm", "size": "model.width"}, measures={"loss": LOSS}).view(runs)
-    rows = view.table.assign(series=view.table["arm"])
+    rows = view.table.assign(series=view.table["arm"], value=1.0)
     moved = rows.assign(at=shifted(rows, "size", ["base", "plain", "new"], linear=True))
     assert (moved[moved["series"] == "plain"]["at"] == moved[moved["series"] == "plain"]["size"]).all()
     gaps = (moved["at"] - moved["size"].astype(float)).groupby(moved["series"]).mean()

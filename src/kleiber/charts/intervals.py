@@ -44,12 +44,12 @@ def estimates(
 ) -> Chart:  # fmt: skip
     """Dots with their intervals, where they have any: a panel for each `panel` of the rows.
 
-    rows    series (an arm), value, lo, hi; name, the label of the line if not the arm; panel; bound, a key of BOUNDS:
-            of a bound, an arrow runs from the dot to the side that is open, and only the other side of the interval is
-            drawn; of a value that nothing bounds there is a word in place of the dot; reference, a value at which the
-            panel has a dashed line; hollow, whether the dot is; other, a second value; better, the side of the axis
-            that is, of all rows of a panel: lower, higher or none; below, the title of the axis of a panel, by default
-            `x_title`
+    rows    series (an arm), value, lo, hi; name, the label of the line if not the arm, cut into lines of text at line
+            feeds; panel; bound, a key of BOUNDS: of a bound, an arrow runs from the dot to the side that is open, and
+            only the other side of the interval is drawn; of a value that nothing bounds there is a word in place of the
+            dot; reference, a value at which the panel has a dashed line; hollow, whether the dot is; other, a second
+            value; better, the side of the axis that is, of all rows of a panel: lower, higher or none; below, the title
+            of the axis of a panel, by default `x_title`
     order   all series of the page, for their colors, or with them, which lines have if all are methods
     zero    draws a dashed line at 0
     domain  of the horizontal axis, by default over the values of each panel
@@ -69,7 +69,7 @@ def estimates(
     shape = _shape_of_series(order) if shape is None and dodge else shape
     color = color or color_of(order, set(shown["series"]), dodge)
     sort, shared = _lines_of(shown, sort, by_effect)
-    longest, drawn = max(map(len, shown["name"])), len(set(shown["panel"]))
+    longest, drawn = int(shown["name"].str.split("\n").explode().str.len().max()), len(set(shown["panel"]))
     if drawn == 1 or (longest > LONG and (drawn == 2 or not shared)) or longest > 2 * LONG:
         columns, width = 1, int(min(WIDTH, max(width + 50, WIDTH + BESIDE - LETTER * longest)))
     panels = []
@@ -79,7 +79,7 @@ def estimates(
         scale = alt.Scale(domain=domain, padding=6, nice=False) if domain else scale
         title_below = pointed(str(part["below"].iloc[0]) or x_title, str(part["better"].iloc[0]))
         x = symlog_axis(title_below, scale) if symlog else linear_axis(title_below, scale, 4 if columns > 1 else 6)
-        beside = alt.Axis(labelLimit=340, labels=not shared or at % columns == 0)
+        beside = alt.Axis(labelLimit=340, labels=not shared or at % columns == 0, labelExpr="split(datum.label, '\\n')")
         rows_down = alt.Scale(domain=names) if shared else alt.Undefined
         lines = alt.Y("name:N", title=None, sort=sort or names, axis=beside, scale=rows_down)
         base = alt.Chart(part).encode(y=lines, color=color)

@@ -17,8 +17,10 @@ from scipy.optimize import isotonic_regression
 from kleiber.charts.theme import (
     HEIGHT,
     LABEL_GAP,
+    LOSS_TITLE,
     Chart,
     Rows,
+    columns_in,
     in_rows,
     kind_color,
     log_axis,
@@ -270,8 +272,9 @@ def seed_lines(
         for name, part in rows.groupby("panel", sort=False):
             names, axis = [arm for arm in drawn if arm in set(part["series"])], y.copy(deep=False)
             table = replace(marks, rows=part, shape=shape_of(names))
+            color = kind_color(names, "series", alt.Legend(columns=columns_in(SMALL["width"], names)))
             axis["scale"] = scale_over([table], log, reference)
-            panels.append(draw([table], x, axis, arm_color(names, names)).properties(title=str(name), **SMALL))
+            panels.append(draw([table], x, axis, color).properties(title=str(name), **SMALL))
         return in_rows(panels, title, subtitle).resolve_scale(color="independent", shape="independent")
     if "panel" in rows:
         return lines(
@@ -302,7 +305,7 @@ def shape_of(names: Sequence[str], legend: bool = True) -> alt.Shape | None:
 
 def line_chart(
     means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
-    value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "",
+    value: str = LOSS_TITLE, log: bool = False, subtitle: str = "",
 ) -> Chart:  # fmt: skip
     """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
 

@@ -34,11 +34,12 @@ METHODS: Final = {
     "GRPO": GREEN, "QK-norm": BLUE, "no QK-norm": BLUE, "Muon": ORANGE, "mixture of experts": RED, "GELU": SKY,
     "ReLU²": BROWN, "no positions": SILVER, "untied": GREEN, "GQA": PINK, "dropout": RED,
 }  # fmt: skip
-PALEST = 0.55  # share of white in the palest shade of a color
+PALEST = 0.6  # share of white in the palest shade of a color
 LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
 LINE, TITLE_LINE = 88, 78  # letters of a line of a subtitle, and of a title
 GRAY = "#888"  # of references
 ARROWS = {"lower": "← better", "higher": "better →"}  # behind the title of an axis, where one side is better
+LOSS_TITLE: Final = "validation loss (nats per token)\N{EM SPACE}" + ARROWS["lower"]
 LEGEND, SYMBOL, LETTER = 500, 36, 5  # widths: of a legend, a symbol with its margins, and a letter
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
 SAME = 0.02  # values that differ by less have one tick
@@ -172,7 +173,7 @@ def tick_text(number: float, largest: float | None = None) -> str:
 
 def loss_axis(
     name: str = "loss",
-    title: str = "validation loss (nats per token)",
+    title: str = LOSS_TITLE,
     log: bool = True,
     losses: ArrayLike | None = None,
 ) -> Chart:
@@ -203,7 +204,7 @@ def decimals_of(ticks: Sequence[float]) -> int:
 
 
 def size_color(
-    sizes: Sequence[str], legend: alt.Legend | None = None, title: str = "parameters N", name: str = "size"
+    sizes: Sequence[str], legend: alt.Legend | None = None, title: str = "parameters", name: str = "size"
 ) -> Chart:
     """Returns colors of model sizes, or of the column `name`, from dark to light, in the order of `sizes`."""
     scale, legend = alt.Scale(domain=list(sizes), range=sequential_colors(len(sizes))), in_columns(legend, sizes)
@@ -227,8 +228,13 @@ def kind_color(
 def in_columns(legend: alt.Legend | None, kinds: Sequence[str]) -> alt.Legend | None:
     """Returns a legend above a figure in as many columns as are as wide as a panel."""
     if legend is not None and legend["columns"] is alt.Undefined:
-        legend["columns"] = max(1, min(len(kinds), LEGEND // (SYMBOL + LETTER * max(map(len, kinds), default=1))))
+        legend["columns"] = columns_in(LEGEND, kinds)
     return legend
+
+
+def columns_in(width: int, kinds: Sequence[str]) -> int:
+    """Returns how many columns a legend of some categories has that is about so wide."""
+    return max(1, min(len(kinds), width // (SYMBOL + LETTER * max(map(len, kinds), default=1))))
 
 
 def colors_of(kinds: Sequence[str]) -> dict[str, str]:
@@ -258,7 +264,7 @@ def method_of(kind: str) -> str:
 def shades_of(color: str, count: int) -> list[str]:
     """Returns a color and `count` - 1 paler shades of it."""
     levels = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
-    shares = np.linspace(0, PALEST if count > 2 else PALEST - 0.1, max(count, 2))[:count]
+    shares = np.linspace(0, PALEST if count > 2 else PALEST - 0.05, max(count, 2))[:count]
     return ["#" + "".join(f"{round(level + (255 - level) * share):02X}" for level in levels) for share in shares]
 
 

@@ -72,13 +72,13 @@ def arms_figure(changes: Sequence[Change], target: float, plain: str, level: flo
     for change in sorted(changes, key=lambda change: change.predictions[1.0].value):
         largest = float(change.ladder.compute.max()) if change.ladder is not None else 1.0
         held_out = max((s for s in change.held_out if s.gaps), key=lambda scale: scale.compute, default=None)
-        gaps = {"at the largest fitted run": change.predictions[1.0]}
+        gaps = {"measured with the most compute of the fit": change.predictions[1.0]}
         if held_out is None or change.ladder is None:
-            gaps[f"predicted for {target:g} times its compute"] = change.predictions[target]
+            gaps[f"predicted for {target:g} times that compute"] = change.predictions[target]
         else:
             times = held_out.compute / largest
             measured = mean_estimate(list(held_out.gaps.values()), level, UNIT)
-            gaps[f"predicted for {times:.2g} times its compute"] = predict(change.ladder, times, level)
+            gaps[f"predicted for {times:.2g} times that compute"] = predict(change.ladder, times, level)
             gaps |= {"measured there, not in the fit": measured} if measured is not None else {}
         for place, gap in gaps.items():
             percents = _percent({**asdict(gap), "gap": gap.value})
@@ -86,8 +86,9 @@ def arms_figure(changes: Sequence[Change], target: float, plain: str, level: flo
                          "better": "lower"})  # fmt: skip
     places = list(dict.fromkeys(row["series"] for row in rows))
     return estimates(
-        rows, places, f"loss relative to {readable(plain)} (%)", "Loss with each change to the model", zero=True,
-        dodge=True, step=18 * len(places) + 4, subtitle=f"{interval_note(level, rows)}; dashed: no change", symlog=True,
+        rows, places, f"loss relative to {readable(plain)} (%)",
+        f"Loss with each change relative to {readable(plain)}", zero=True, dodge=True, step=18 * len(places) + 4,
+        subtitle=f"{interval_note(level, rows)}; dashed: no change", symlog=True,
     )  # fmt: skip
 
 

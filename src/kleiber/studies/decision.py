@@ -177,6 +177,14 @@ class Criterion:
         return -self._upper if self.better == "higher" else self._upper
 
     @property
+    def region(self) -> str:
+        """Where the quantity is claimed to be, such as `below 0.01`."""
+        if self.bound is None:
+            return f"within ±{self.margin:g}"
+        side = "above" if self.better == "higher" else "below"
+        return f"{side} {self.bound or 0.0:g}".replace("-", "\N{MINUS SIGN}")
+
+    @property
     def _upper(self) -> float:
         """The bound below which it is claimed to be, with the other sign where "higher" is claimed."""
         return self.margin if self.direction.startswith("not_") else -self.margin

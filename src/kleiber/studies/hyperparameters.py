@@ -219,16 +219,16 @@ def frontier_figure(frontier: pd.DataFrame) -> Chart:
     rows = frontier.assign(
         series=[round_count(D) for D in frontier["D"]], panel=[f"{format_count(N)} parameters" for N in frontier["N"]]
     )
-    title, counts = "training tokens D", frontier.groupby("N")["D"].nunique()
+    title, counts = "training tokens", frontier.groupby("N")["D"].nunique()
     color, shape = (
         size_color(tokens, alt.Legend(), title, "series"),
         alt.Shape("series:N", title=title, sort=tokens, scale=alt.Scale(domain=tokens)),
     )
-    note = "points: each batch at its best learning rate; the vertical axis is logarithmic"
+    note = "points: each batch size at its best learning rate; the vertical axis is logarithmic"
     note += "; not every size was trained for every length" * bool(counts.nunique() > 1)
     y = alt.Y("loss:Q", title=pointed("loss (nats per token)", "lower"), axis=loss_axis(losses=rows["loss"])["axis"])
     return lines(
         [Marks(rows=rows, value="loss", line=1.6, points=36, shape=shape)],
-        values_axis("batch", "batch (tokens)", rows["batch"], ","), y, "Validation loss vs batch", color=color,
-        panel="panel", log=True, subtitle=note,
+        values_axis("batch", "batch size (tokens)", rows["batch"], ","), y, "Validation loss vs batch size",
+        color=color, panel="panel", log=True, subtitle=note,
     )  # fmt: skip

@@ -48,7 +48,7 @@ from kleiber.studies.panel_figures import (
 )
 from kleiber.studies.panel_view import View
 
-LINE = "#999"
+LINE, INK = "#999", "#555"  # of lines behind points, and of their names
 PALE = 0.4  # opacity of pale points
 TICK = {"shape": "M0,-1L0,1", "filled": False, "size": 160, "strokeWidth": 2, "color": BLUE}  # at bounds of claims
 STEP = 24  # height of a line of estimates
@@ -65,7 +65,8 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     if "name" not in rows:
         rows = rows.assign(name=names_of(rows, view, line) if line else rows["series"])
     else:
-        rows = rows.assign(name=renamed(rows["name"], mapping(node.get("names"), "names")))
+        names = renamed(rows["name"], mapping(node.get("names"), "names"))
+        rows = rows.assign(name=names + "\n" + rows["verdict"])
     rows = within_limits(rows, mapping(node.get("limits"), "limits"))
     rows = rows.assign(better=[view.measures[name].better for name in rows["measure"]])
     rows = rows if node.get("sort") is False else by_effect(rows, line)
@@ -81,7 +82,7 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     return estimates(
         rows[kept].to_dict("records"), order, title, text(node, "title"), subtitle=note_of(node, view, rows),
         dodge=dodge, own_scales=len(panels) < 2 and (by_measure or measure.limits is None), domain=limits,
-        step=36 if dodge else STEP, other=TICK,
+        step=36 if dodge or "verdict" in rows else STEP, other=TICK,
     )  # fmt: skip
 
 
@@ -260,7 +261,7 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
     shape = alt.Shape(f"{column}:N", title=None, sort=forms, scale=alt.Scale(domain=forms), legend=legend)
     tables = [*path_of(node, view, other), *fitted_lines(node, view, single), *joined(node, means)]
     if runs:
-        size, opacity = (40, 0.9) if runs == "only" else (18, 0.45)
+        size, opacity = (40, 0.9) if runs == "only" else (14, 0.8)
         tables.append(Marks(rows=single, value=y, points=size, opacity=opacity, shape=shape))
     if runs != "only":
         many = len(means) > MANY
@@ -315,16 +316,23 @@ def joined(node: Node, means: Rows) -> list[Marks]:
 
 
 def path_of(node: Node, view: View, tables: Tables) -> list[Marks]:
-    """Returns a dashed line through the points of another table, in the order of a key."""
+    """Returns a dashed line through the points of another table, in the order of a key, whose ends are named."""
     path = mapping(node.get("path"), "path")
     if not path:
         return []
     x, y, order = (str(path[name]) for name in ("x", "y", "order"))
     rows = selected({**path, "measures": [x, y]}, view, tables)
     points = wide(rows, [order], x, y).rename(columns={x: text(node, "x"), y: text(node, "y")})
-    return (
-        [Marks(rows=points, value=text(node, "y"), line=2, dash=[4, 3], color=LINE, order=order)] if len(points) else []
-    )
+    if points.empty:
+        return []
+    title = next(key.title for key in view.keys if key.name == order)
+    ends = points.loc[[points[order].idxmin(), points[order].idxmax()]]
+    ends = ends.assign(end=[f"{title} {value:g}" for value in ends[order]], left=ends[text(node, "x")].rank() > 1)
+    y = text(node, "y")
+    return [
+        Marks(rows=points, value=y, line=2, dash=[4, 3], color=LINE, order=order),
+        Marks(rows=ends, value=y, name="end", color=INK),
+    ]
 
 
 def fitted_lines(node: Node, view: View, runs: Rows) -> list[Marks]:

@@ -8,13 +8,14 @@
 
 A line at 0 is drawn for tables of differences, and a line at the reference of a measure for tables of means. With
 `runs: true`, lines show single runs in place of intervals. The table `Claims` has a row for each claim of the study,
-with the interval that decides it. Lines of estimates are sorted by their values unless `sort: false`; those whose
-`line` leaves out a key of `series` show its values side by side. Points of a scatter with `join: [KEY, ORDER]` are
-joined for each value of KEY in the order of ORDER; `log: true` makes its axes logarithmic, `color: KEY` colors by a
-number, `pale: {KEY: VALUE}` draws some rows pale, and `equality: true` draws the line on which both measures are equal.
-`names: {LABEL: NAME}` calls series, and groups of claims, otherwise than tables do. Panels of measures have their units
-as titles of their axes, or with `y_titles: {MEASURE: TITLE}` of lines others, which do not say which side is better,
-and with `x_titles` of estimates others. `limits: {MEASURE: [LOW, HIGH]}` ends intervals of estimates at limits.
+with the interval that decides it and the verdict. Lines of estimates are sorted by their values unless `sort: false`;
+those whose `line` leaves out a key of `series` show its values side by side. Points of a scatter with `join: [KEY,
+ORDER]` are joined for each value of KEY in the order of ORDER; `log: true` makes its axes logarithmic, `color: KEY`
+colors by a number, `pale: {KEY: VALUE}` draws some rows pale, and `equality: true` draws the line on which both
+measures are equal. `names: {LABEL: NAME}` calls series, panels and groups of claims otherwise than tables do. Panels of
+measures have their units as titles of their axes, or with `y_titles: {MEASURE: TITLE}` of lines others, which do not
+say which side is better, and with `x_titles` of estimates others. `limits: {MEASURE: [LOW, HIGH]}` ends intervals of
+estimates at limits.
 Lines with `x_as: KEY` have the values of another key on their axis, which has one at each value of `x`.
 """
 
@@ -209,7 +210,8 @@ def in_series(rows: Rows, node: Node, view: View) -> tuple[Rows, list[str]]:
     present = view.table[series].dropna().drop_duplicates()
     levels = present.sort_values(series, key=lambda column: column.map(ranks[column.name])) if series else present
     shown, order = ([str(names.get(name, name)) for name in names_of(part, view, series)] for part in (rows, levels))
-    rows = rows.assign(series=shown, panel=names_of(rows, view, texts(node.get("panel"), "panel")))
+    panels = [str(names.get(name, name)) for name in names_of(rows, view, texts(node.get("panel"), "panel"))]
+    rows = rows.assign(series=shown, panel=panels)
     return rows, list(dict.fromkeys(order)) if series else [""]
 
 
@@ -226,7 +228,7 @@ def note_of(node: Node, view: View, rows: Rows) -> str:
     called = {view.measures[name].called for name in set(rows["measure"])} - {""}
     dashed = f"dashed gray: {', '.join(sorted(called))}" if called and not contrast else ""
     dashed = "dashed: no difference" if contrast and node["form"] in ("estimates", "lines") else dashed
-    ticks = "ticks: bounds of the claims" if "other" in rows and rows["other"].notna().any() else ""
+    ticks = "blue ticks: claimed bounds" if "other" in rows and rows["other"].notna().any() else ""
     return "; ".join(filter(None, (text(node, "subtitle"), note, dashed, ticks)))
 
 

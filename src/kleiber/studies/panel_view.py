@@ -322,13 +322,15 @@ class View:
     def claim_rows(self, results: Sequence[Result]) -> list[Json]:
         """Returns the rows of a figure of claims: the difference of each with the interval that decides it.
 
-        other  the bound below or above which a claim with a margin says it is
+        other    the bound below or above which a claim with a margin says it is
+        verdict  what is claimed, and whether it is supported
         """
         rows = []
         for result in results:
             claim, against = result.claim, result.claim.against or {}
             name = f"{group(claim.of, against, self.label)} \N{MINUS SIGN} {group(against, claim.of, self.label)}"
             row = {"name": name if against else group(claim.of, {}, self.label), "measure": claim.measure}
+            row["verdict"] = f"claimed {claim.criterion.region}: {result.decision}"
             bound = claim.criterion.bound if claim.margin else None
             rows.append({**row, **as_row(result.estimate), "level": result.level, "other": bound})
         return [row for row in rows if row["value"] is not None]

@@ -182,7 +182,8 @@ def gains(gaps: Sequence[Row], rows: Rows, level: float) -> Chart:
         }
         for row in ranked
     ]  # fmt: skip
-    text = f" on {text_label(shown[0], kinds)} bytes" * single
+    domain, _, size = shown[0]["start"].partition("/")
+    text = f" on {f'{size} bytes of ' if size else ''}{label(domain)} text" * single
     title = f"Score gained by pre-training{text}, {share_label(most)}"
     notes = [interval_note(level, entries, "mean differences"), "dashed: the same model from scratch"]
     notes += [metric_note(rows), "no bar: no difference in any seed" * any(row["value"] == 0 for row in shown)]
@@ -203,12 +204,6 @@ def mean_last(row: Row) -> tuple[bool, str]:
     return row["task"] == ALL_TASKS, label(row["task"])
 
 
-def text_label(row: Row, kinds: int) -> str:
-    domain, _, size = row["start"].partition("/")
-    text = f"{label(domain)} {size}".strip()
-    return f"{label(row['kind'])}, {text}" if kinds > 1 else text
-
-
 def gain_matrix(gaps: Sequence[Row]) -> Chart:
     """Gain by domain and task from the largest text of each domain: a panel for each kind and share of the labels."""
     kinds = len({row["kind"] for row in gaps})
@@ -227,7 +222,7 @@ def gain_matrix(gaps: Sequence[Row]) -> Chart:
     y = alt.Y("domain:N", title="pre-training text")
     note = (
         "score (accuracy, CoLA Matthews correlation) after pre-training minus that from scratch, mean over seeds; "
-        "white and in parentheses: undecided, the interval includes 0"
+        "blue: pre-training helps; red: it harms; in parentheses: undecided, the interval includes 0"
     )
     return change_matrix(
         pd.DataFrame(cells), x, y, "difference in score", "Score gained by pre-training", subtitle=note, columns=kinds

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +19,19 @@ def test_a_note_says_how_many_seeds_a_point_has_and_what_holds_together():
     assert forms.interval_note(0.9, rows, "mean differences").startswith("points: mean differences over 3 to 5 seeds;")
     joint = [{**row, "level": 0.97} for row in rows]
     assert "simultaneous 90% intervals" in forms.interval_note(0.9, joint)
-    assert forms.interval_note(0.9, rows, pooled=True).endswith("(noise pooled over all rows)")
+    assert forms.interval_note(0.9, rows, pooled=True).endswith("(pooled noise)")
     mixed = forms.interval_note(0.9, [joint[0], {**rows[1], "level": 0.9}])
-    assert "simultaneous 90%" not in mixed and mixed.endswith("(those of claims are simultaneous)")
+    assert "simultaneous 90%" not in mixed and mixed.endswith("(wider where tested together)")
+
+
+def test_only_points_that_would_hide_each_other_are_moved_off_their_value():
+    rows = pd.DataFrame({
+        "x": [1, 1, 1, 2, 2, 2], "series": ["a", "b", "c"] * 2, "panel": "", "value": [1.0, 1.1, 3.0, 1.0, 2.0, 3.0],
+        "lo": [0.9, 1.0, 2.9, 0.9, 1.9, 2.9], "hi": [1.1, 1.2, 3.1, 1.1, 2.1, 3.1],
+    })  # fmt: skip
+    assert forms.shifted(rows, "x", ["a", "b", "c"], linear=True, by=0.02) == [0.99, 1.01, 1, 2, 2, 2]
+    panels = rows.assign(panel=["p", "q", "p"] * 2)
+    assert forms.shifted(panels, "x", ["a", "b", "c"], linear=True) == rows["x"].tolist(), "each panel has its points"
 
 
 @given(st.sets(st.floats(1e-4, 1.0), min_size=1, max_size=12))

@@ -62,7 +62,7 @@ MISFIT = {
 
 def test_a_misfit_is_told_by_size_above_the_residuals_and_in_a_table():
     text = figures.misfit_text({"lack_of_fit": MISFIT})
-    assert "p = 4e-6" in text and "+0.43% (35.6k)" in text and "\N{MINUS SIGN}0.51% (938k)" in text
+    assert "p = 4e-6" in text and "+0.43% at 35.6k" in text and "\N{MINUS SIGN}0.51% at 938k" in text
     (rows,) = misfit_tables({"lack_of_fit": MISFIT}).values()
     assert [row["parameters"] for row in rows] == [35552.0, 938000.0]
     assert rows[1] | {"parameters": 0} == {

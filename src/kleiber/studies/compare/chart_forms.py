@@ -11,8 +11,10 @@ from kleiber.charts.theme import Rows
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.types import Row
 
-FORGETTING, TARGET = "forgetting F (nats per token)", "loss on the new text (nats per token)"
+FORGETTING = "forgetting: rise of the loss on the old text (nats per token)"
+TARGET = "loss on the new text (nats per token)"
 DODGE = 0.012  # distance of lines that share values of the horizontal axis, so that their intervals are seen
+CLEAR = 0.03  # least distance of points that do not hide each other, as a share of the height of all values
 NEAREST = 0.08  # least distance of ticks, as a share of the length of a logarithmic axis
 
 
@@ -38,8 +40,8 @@ def interval_note(
     claims = bool(levels - {level})
     simultaneous = joint or (claims and len(levels) == 1)
     bars = f"bars: {'simultaneous ' * simultaneous}{percent(level)} intervals"
-    notes = ["those of claims are simultaneous"] * (claims and len(levels) > 1)
-    notes += ["noise pooled over all rows"] * pooled
+    notes = ["wider where tested together"] * (claims and len(levels) > 1)
+    notes += ["pooled noise"] * pooled
     return drawn + bars + (f" ({', '.join(notes)})" if notes else "")
 
 
@@ -54,10 +56,34 @@ def apart(values: Iterable[float]) -> list[float]:
 
 
 def shifted(rows: Rows, x: str, order: Sequence[str], linear: bool, by: float = DODGE) -> list[float]:
-    """Returns the values of the horizontal axis, moved apart for each series of `order` by a share of its length."""
+    """Returns the values of the horizontal axis, moved apart where series of `order` would hide each other.
+
+    Points that are clear of all others stay on their value. `by` is the distance of the others, as a share of the
+    length of the axis.
+    """
     values = rows[x].astype(float)
     if rows.empty or not order:
         return values.tolist()
     spread = float(np.ptp(values)) if linear else float(np.log(values.max() / values.min()))
-    moves = np.array([by * spread * (order.index(name) - (len(order) - 1) / 2) for name in rows["series"]])
+    moves = np.array([by * spread * rank for rank in ranks_in_overlaps(rows.assign(at=values), order)])
     return (values + moves if linear else values * np.exp(moves)).tolist()
+
+
+def ranks_in_overlaps(rows: Rows, order: Sequence[str]) -> np.ndarray:
+    """Returns the place of the series of each point among those that overlap there, in `order` and centered at 0.
+
+    rows  columns series, at and value; lo and hi, ends of intervals; panel. Points overlap at one place of a panel if
+          their intervals do, or if they are nearer than CLEAR of the height of the panel
+    """
+    low, high = (rows[name].fillna(rows["value"]) if name in rows else rows["value"] for name in ("lo", "hi"))
+    table: Rows = pd.DataFrame({"low": low.astype(float), "high": high.astype(float), "at": rows["at"]})
+    table = table.assign(panel=rows.get("panel", ""), rank=rows["series"].map(order.index)).reset_index(drop=True)
+    ranks = np.zeros(len(rows))
+    for _, part in table.groupby("panel"):
+        margin = CLEAR * float(part["high"].max() - part["low"].min())
+        for _, column in part.sort_values("low").groupby("at"):
+            begins = column["low"] > column["high"].cummax().shift() + margin
+            for _, group in column.groupby(begins.cumsum()):
+                places = group["rank"].rank(method="dense").to_numpy()
+                ranks[group.index] = places - (1 + places.max()) / 2
+    return ranks

@@ -133,15 +133,14 @@ def differences(
         }
         for place, part in lines.items()
     ]  # fmt: skip
-    notes = [] if several or AS_RUN in ways.values() else [f"at equal {next(iter(ways.values()))}"]
-    notes += [interval_note(level, drawn, "mean differences", joint), "dashed: no difference"]
+    equal = "" if several or AS_RUN in ways.values() else f" at equal {next(iter(ways.values()))}"
+    notes = [interval_note(level, drawn, "mean differences", joint), "dashed: no difference"]
     measure = next(iter(gaps))
     title = f"Difference in {measure.partition(' (')[0]}" if len(gaps) == 1 else "Differences"
+    title += (f" from {plain}" if plain else " between models") + equal
     return estimates(
-        rows, order, "", f"{title} from {plain}" if plain else f"{title} between models", zero=True, by_effect=True,
-        step=24,
-        subtitle="; ".join(filter(None, notes)),
-    )  # fmt: skip
+        rows, order, "", title, zero=True, by_effect=True, step=24, subtitle="; ".join(filter(None, notes))
+    )
 
 
 def one_way(rows: Sequence[Row]) -> list[Row]:

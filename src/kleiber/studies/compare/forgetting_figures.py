@@ -42,6 +42,7 @@ AXES = {
 TITLES = {"F": "Forgetting during fine-tuning", "target": "Loss on the new text"}
 RISE = "F: rise of the loss on the old text"
 RANK = "rank "
+PALE = 0.35  # opacity of settings that others of their method surpass
 
 
 def figures(record: Json, gaps: Sequence[Row]) -> dict[str, Chart]:
@@ -132,8 +133,12 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
     near |= every["target"].between(*scales["target"]["domain"]) & every["F"].between(*scales["F"]["domain"])
     shown = every[near]
     shown = shown.sort_values("series", key=lambda series: -series.map(names.index))  # the reference is in front
-    notes = ["points: settings; bars: sd over seeds; lines: Pareto frontiers"]
-    notes += [*(f"dashed: target loss {loss:.3g}" for loss in lines_at), RISE, *outside(labels, near)]
+    notes = ["points: settings of each method; bars: standard deviation over seeds"]
+    notes += ["lines: best trade-offs of a method; pale: its other settings"]
+    notes += [
+        *(f"dashed: target loss {loss:.3g}, at which methods are compared" for loss in lines_at),
+        *outside(labels, near),
+    ]
     x, y = (
         kind(f"{name}:Q", title=pointed(title, "lower"), axis=alt.Axis(tickCount=6), scale=scales[name])
         for kind, name, title in ((alt.X, "target", TARGET), (alt.Y, "F", FORGETTING))
@@ -143,12 +148,15 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> alt
     drawn = [name for name in names if name in set(shown["series"])]
     symbols = alt.Scale(domain=drawn, range=[SYMBOLS[names.index(name) % len(SYMBOLS)] for name in drawn])
     shape = alt.Shape("series:N", title=None, sort=drawn, scale=symbols)
-    dots = Marks(rows=shown, value="F", ends=("low", "high"), bars=0.5, points=50, opacity=0.9, shape=shape, tips=tips)
-    path = Marks(rows=shown[shown["best"]], value="F", line=1.3, order="target")
+    dots = Marks(
+        rows=shown[shown["best"]], value="F", ends=("low", "high"), bars=0.5, points=60, shape=shape, tips=tips
+    )
+    pale = replace(dots, rows=shown[~shown["best"]], bars=PALE, points=30, opacity=PALE)
+    path = Marks(rows=shown[shown["best"]], value="F", line=1.6, order="target")
 
     def panel(arms: Sequence[str]) -> alt.LayerChart:
         """The panel of some of the arms."""
-        tables = [replace(table, rows=table.rows[table.rows["series"].isin(arms)]) for table in (path, dots)]
+        tables = [replace(table, rows=table.rows[table.rows["series"].isin(arms)]) for table in (pale, path, dots)]
         dashed = [reference_line(x, loss) for loss in lines_at]
         return draw(tables, x, y, arm_color(colors, arms, len(drawn) <= MOST), dashed)
 
@@ -159,7 +167,7 @@ def outside(labels: Rows, near: Rows) -> list[str]:
     """Returns how many settings of which arms a figure leaves out; empty where it has all."""
     counts, all_of = labels[~near].value_counts(sort=False), labels.value_counts()
     parts = [f"{'all ' * bool(count == all_of[name])}{count} of {name}" for name, count in counts.items()]
-    return [f"outside the axes: {', '.join(parts)}"] if parts else []
+    return [f"not shown, outside the axes: {', '.join(parts)}"] if parts else []
 
 
 def matched(rows: Sequence[Row], order: Sequence[str], at: float, level: float, absent: Sequence[str]) -> Chart:

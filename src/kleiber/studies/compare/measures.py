@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from kleiber.config.labels import readable
 from kleiber.records import catalog
 from kleiber.records.metrics import rows_with
 from kleiber.studies.decision import Criterion
@@ -46,6 +47,19 @@ def with_pattern(row: Row, measure: str) -> Row:
     if len(names) > 1:
         raise ValueError(f"study.measure={measure} matches several metrics of {row['run']}: {', '.join(names)}")
     return {**row, measure: row[names[0]]} if names else row
+
+
+def panels_of(runs: Sequence[catalog.Run], measure: str, arm_of: Callable[[catalog.Run], str | None]) -> dict[str, str]:
+    """Returns the panel of each arm in figures: what stands in its metric for the asterisk of a pattern.
+
+    Empty for a measure that is no pattern, or where all arms have one metric, so that they compare.
+    """
+    before, _, after = measure.partition("*")
+    panels = {}
+    for run in runs if "*" in measure else ():
+        for name in fnmatch.filter(run.metrics, measure):
+            panels[str(arm_of(run))] = readable(name.removeprefix(before).removesuffix(after))
+    return panels if len(set(panels.values())) > 1 else {}
 
 
 def score_of(runs: Iterable[catalog.Run], measure: str) -> Score:

@@ -41,7 +41,7 @@ from kleiber.studies.compare.differences import (
     question,
 )
 from kleiber.studies.compare.labels import LOSS, arm_labels, axis_label, with_labels
-from kleiber.studies.compare.measures import Measures, direction_of
+from kleiber.studies.compare.measures import Measures, direction_of, panels_of
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.setup import arms_table, methods, question_of, recipe_table
 from kleiber.studies.compare.tables import (
@@ -229,6 +229,7 @@ def compare_arms(
     labels = study.labels(runs, named)
     plain = plain_arm(claims, next(iter(ladders)))
     questions = [*(question(claim, ladders, waiting, labels, plain) for claim in claims), *further]
+    panels = panels or panels_of(runs, study.measure, named)
     findings = decide_arms(questions, claims, ladders, study, scores, labels, panels=panels)
     arms = at_common_budget(ladders)
     setup = {
@@ -351,18 +352,18 @@ def figures(
     gaps    differences by the label of their measure
     levels  confidence level of all intervals of the gaps together, and of each
     names   what the figures call each arm
-    panels  the panel of each arm in the figure of differences, of arms that do not compare between panels
+    panels  the panel of each arm, of arms that do not compare between panels
     """
     label, better, (level, each) = axis_label(scores[measure]), scores[measure].better, levels
     arms = {names[name]: arm for name, arm in plain_first(arms, gaps).items()}
     gaps = {name: with_labels(rows, names) for name, rows in gaps.items()}
+    apart = {names[name]: panel for name, panel in (panels or {}).items()} or None
     charts: Figures = {}
     if any(math.isfinite(value) for arm in arms.values() for value in arm.best_values.values()):
-        charts["arms"] = lambda: _figures().side_by_side(arms, label, better=better)
+        charts["arms"] = lambda: _figures().side_by_side(arms, label, apart, better)
     if any(len(arm.values_by_rate) > 1 for arm in arms.values()):
-        charts["tuning"] = lambda: _figures().tuning(arms, label, better=better)
+        charts["tuning"] = lambda: _figures().tuning(arms, label, apart, better)
     if any(gaps.values()):
-        apart = {names[name]: panel for name, panel in (panels or {}).items()}
         charts["differences"] = lambda: _figures().differences(gaps, [*arms], level, each != level, apart)
     timed = with_labels([row for row in tables["Differences"] if row["equal"] == QUANTITIES["seconds"].label], names)
     timed = [{**row, "better": better} for row in timed if row["lo"] is not None]

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.series import Marks, lines
-from kleiber.charts.theme import Chart, Rows, format_count, log_axis, loss_axis, size_color
+from kleiber.charts.theme import Chart, Rows, format_count, log_axis, loss_axis, pointed, size_color
 from kleiber.records.catalog import Run
+from kleiber.studies.laws.figures import COMPUTE
 from kleiber.studies.laws.law import Array
 from kleiber.types import Json
 
@@ -88,8 +89,8 @@ def envelope(curves: pd.DataFrame) -> Chart:
     ]
     color = size_color(list(dict.fromkeys(shown["size"])), alt.Legend())
     x, y = (
-        log_axis("C", "training compute 6 N D (FLOPs)", shown["C"]),
-        loss_axis(title="training loss (nats per token)", losses=shown["loss"]),
+        log_axis("C", COMPUTE, shown["C"]),
+        loss_axis(title=pointed("training loss (nats per token)", "lower"), losses=shown["loss"]),
     )
     note = "lines: all runs of a size, smoothed, without first steps and cooldowns; "
     note += "wide gray line: the lowest loss of any size with at most this compute"

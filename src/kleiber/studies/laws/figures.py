@@ -6,6 +6,8 @@ legend where lines cross. Every interval is drawn; lines are dashed outside the 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -34,11 +36,11 @@ from kleiber.types import Row
 APPROACHES = {"1": "envelope of training curves", "2": "minima of IsoFLOP curves", "3": "fitted law"}
 BEYOND = 4.0  # the frontier is drawn up to this multiple of the largest run's compute
 ROOM = 1.4  # the curve of a size goes on by this factor on both sides of its runs
-TO_NAMES = 1.15  # a curve goes on by this factor to its name, which so is not taken for that of a point
+NEAR = 1.1  # the same factor where curves over tokens stay close to the runs, and are seen at sizes of one run
 WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
 SHOWN = 2.0  # a profile is drawn up to this multiple of its threshold
 TIP = ["run:N", "stage:N", "seed:O", "size:N", alt.Tooltip("loss:Q", format=".4f")]
-COMPUTE = "training compute 6 N D (FLOPs)"
+COMPUTE = "training compute: 6 \N{MULTIPLICATION SIGN} parameters \N{MULTIPLICATION SIGN} tokens (FLOPs)"
 CONVENTIONS = {  # what figures call the conventions of `allocation_table`
     "6ND": "C = 6 N D",
     "6ND without embeddings": "C = 6 N D, N without embeddings",
@@ -57,20 +59,24 @@ def with_sizes(rows: pd.DataFrame, record: Row) -> pd.DataFrame:
 
 
 def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
-    """Validation loss vs training tokens, with the law's curve for each model size; hollow points were not fitted."""
+    """Validation loss vs training tokens, with the law's curve for each model size over its runs.
+
+    Hollow points were not fitted.
+    """
     shown = with_sizes(rows, record)
-    tokens = np.geomspace(rows["D"].min(), TO_NAMES * rows["D"].max(), 60)
-    grid = pd.DataFrame([{"N": n, "D": D} for n in sorted(rows["N"].unique()) for D in tokens])
-    curves = with_sizes(grid, record).assign(loss=curve(law, record, N=grid["N"].to_numpy(), D=grid["D"].to_numpy()))
-    tables = [
-        Marks(rows=curves, value="loss", line=1.7, dashed="early"),
-        Marks(rows=shown, value="loss", points=42, hollow="early", tips=[*TIP, count_tip("D")]),
-        end_names(curves, "size", "D", "loss"),
-    ]
-    x = log_axis("D", "training tokens D", np.array(rows["D"]), room=1.8)
-    note = "points: runs; lines: the fitted law; numbers at the lines: parameters N"
+    curves = with_sizes(size_curves(rows, law, record, NEAR), record)
+    curves = curves.assign(early=NEAR * curves["D"] < 0.999 * record["domain"]["D"][0])
+    ends: Rows = rows.groupby("N")["D"].max()
+    together = ends.nunique() == 1  # other names would lie across lines
+    names = [end_names(curves, "size", "D", "loss")] if together else []
+    points = Marks(rows=shown, value="loss", points=42, hollow="early", tips=[*TIP, count_tip("D")])
+    points = points if together else replace(points, shape=size_shape(shown))
+    tables = [Marks(rows=curves, value="loss", line=1.7, dashed="early"), points, *names]
+    x = log_axis("D", "training tokens", np.array(rows["D"]), room=1.8 if together else 1.15)
+    note = "points: runs; lines: the law fitted to them" + "; number at each line: parameters" * together
     note += "; hollow points and dashed lines: too few tokens, not fitted" * bool(shown["early"].to_numpy().any())
-    color, heading = size_color(list(dict.fromkeys(curves["size"]))), "Validation loss vs training tokens"
+    legend, heading = None if together else alt.Legend(), "Validation loss vs training tokens"
+    color = size_color(list(dict.fromkeys(curves["size"])), legend)
     return lines(tables, x, loss_axis(losses=[*shown["loss"], *curves["loss"]]), heading, color=color, subtitle=note)
 
 
@@ -95,7 +101,7 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     color = size_color(list(dict.fromkeys(shown["size"])), alt.Legend())
     band = f"band: {percent(record['level'])} interval; " * ("lo" in best)
     subtitle = (
-        "points: runs; thin lines: the fitted law at each size; black: its lowest loss over sizes; "
+        "points: runs; thin lines: the law fitted to them, at each size; black: its lowest loss over sizes; "
         f"{band}dashed: beyond the largest run"
     )
     losses = [*shown["loss"], *curves["loss"], *(best["lo"] if "lo" in best else best["loss"])]
@@ -106,17 +112,17 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
 def size_shape(rows: pd.DataFrame) -> alt.Shape:
     """Returns shapes of model sizes, in the legend of their colors."""
     sizes = list(dict.fromkeys(rows["size"]))
-    return alt.Shape("size:N", title="parameters N", sort=sizes, scale=alt.Scale(domain=sizes))
+    return alt.Shape("size:N", title="parameters", sort=sizes, scale=alt.Scale(domain=sizes))
 
 
-def size_curves(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
-    """Returns the law's curve for each size a little beyond the range of its tokens: columns C, loss, size."""
+def size_curves(rows: pd.DataFrame, law: Law, record: Row, room: float = ROOM) -> pd.DataFrame:
+    """Returns the law's curve for each size a little beyond the range of its tokens: columns N, D, C, loss, size."""
     parts = []
     for n in sorted(rows["N"].unique().tolist()):
         of_size = rows[rows["N"] == n]
-        tokens = np.geomspace(of_size["D"].min() / ROOM, of_size["D"].max() * ROOM, 30)
+        tokens = np.geomspace(of_size["D"].min() / room, of_size["D"].max() * room, 30)
         loss = curve(law, record, N=np.full(30, n), D=tokens)
-        parts.append(pd.DataFrame({"C": 6 * n * tokens, "loss": loss, "size": format_count(n)}))
+        parts.append(pd.DataFrame({"N": n, "D": tokens, "C": 6 * n * tokens, "loss": loss, "size": format_count(n)}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -137,9 +143,11 @@ def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         Marks(rows=shown, value="percent", points=40, opacity=0.7, shape=size_shape(shown), tips=tips),
     ]
     x, y = log_axis("C", COMPUTE, shown["C"]), alt.Y("percent:Q", title="observed minus predicted loss (%)")
-    subtitle = f"points: runs; lines: means of each size; dashed: the fitted law; {misfit_text(record)}"
+    subtitle = f"points: runs; lines: means of each size; dashed: observed = predicted; {misfit_text(record)}"
     color = size_color(sizes, alt.Legend())
-    return lines(tables, x, y, "Misfit of the law vs training compute", color=color, reference=0.0, subtitle=subtitle)
+    return lines(
+        tables, x, y, "Observed minus predicted loss vs training compute", color=color, reference=0.0, subtitle=subtitle
+    )
 
 
 def misfit_text(record: Row) -> str:
@@ -148,10 +156,10 @@ def misfit_text(record: Row) -> str:
     if not misfit or not misfit["found"] or not misfit["slopes"]:
         return ""
     sizes = [misfit["slopes"][at] for at in (0, -1)]
-    ends = [f"{row['slope']:+.2%} ({format_count(row['N'])})".replace("-", "\N{MINUS SIGN}") for row in sizes]
+    ends = [f"{row['slope']:+.2%} at {format_count(row['N'])}".replace("-", "\N{MINUS SIGN}") for row in sizes]
     p_value = min(stratum["p_value"] for stratum in misfit["strata"])
     p_text = f"{p_value:.2g}" if p_value >= 1e-3 else f"{p_value:.0e}".replace("e-0", "e-")
-    return f"misfit beyond seed noise (p = {p_text}): {ends[0]}, {ends[1]} per doubling of D"
+    return f"misfit per doubling of tokens: {ends[0]}, {ends[1]} parameters (p = {p_text})"
 
 
 def exponents(record: Row) -> Chart:
@@ -193,7 +201,7 @@ def allocation(record: Row) -> Chart:
         frame[name].dropna() for frame in (rows, marks) for name in ("N", "N_lo", "N_hi", "lo", "hi") if name in frame
     ]
     x = log_axis("C", "training compute C (FLOPs)", [*rows["C"], *marks["C"]])
-    y = log_axis("N", "compute-optimal parameters N", pd.concat(sizes).to_numpy(dtype=float), kind=alt.Y)
+    y = log_axis("N", "compute-optimal parameters", pd.concat(sizes).to_numpy(dtype=float), kind=alt.Y)
     color, shape = approach_marks(sorted(marks["approach"].unique()))
     tips = ["approach:N", count_tip("C"), count_tip("N")]
     tables = [

@@ -29,9 +29,9 @@ from kleiber.studies.laws.table import Table
 from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Row
 
-LABELS = {"lr": "learning rate", "batch": "batch (tokens)", "decay": "weight decay"}
-TOKENS = "training tokens D"
-INPUTS = {"N": "parameters N", "D": "training tokens D", "M": "tokens per parameter D/N"}
+LABELS = {"lr": "learning rate", "batch": "batch size (tokens)", "decay": "weight decay"}
+TOKENS = "training tokens"
+INPUTS = {"N": "parameters", "D": TOKENS, "M": "training tokens per parameter"}
 BEYOND = 2.0  # the law is drawn up to this factor outside the fitted groups
 WIDEST = 10.0  # a band is drawn up to this factor outside the optima and the law
 SHOWN = {"lr": 5, "batch": 5, "decay": 8}  # percent of excess loss up to which runs are drawn

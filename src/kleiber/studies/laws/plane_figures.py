@@ -81,14 +81,14 @@ def isoflop(rows: pd.DataFrame) -> Chart:
     ]
     if minima:
         tables.append(Marks(rows=pd.DataFrame(minima), value="loss", points=150, shape=alt.value("diamond"), tips=tips))
-    x_axis = log_axis("N", "parameters N", shown["N"])
-    color = size_color(budgets, alt.Legend(), "compute C (FLOPs)", "budget")
+    x_axis = log_axis("N", "parameters", shown["N"])
+    color = size_color(budgets, alt.Legend(), "training compute (FLOPs)", "budget")
     subtitle = (
         "points: runs of about equal training compute; lines: a parabola for each compute; diamonds: its minimum, the "
         "compute-optimal size"
     )
-    axis = loss_axis(losses=shown["loss"])
-    return lines(tables, x_axis, axis, "IsoFLOP profiles", color=color, height=360, subtitle=subtitle)
+    axis, title = loss_axis(losses=shown["loss"]), "Validation loss vs model size at equal compute (IsoFLOP profiles)"
+    return lines(tables, x_axis, axis, title, color=color, height=360, subtitle=subtitle)
 
 
 def contours(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
@@ -108,13 +108,13 @@ def contours(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     shown = with_sizes(rows, record)
     ends = drawn.loc[drawn.groupby("level", sort=False)["N"].idxmax()]
     color = size_color(texts, None, "loss", "level")
-    y = log_axis("D", "training tokens D", tokens, kind=alt.Y)
+    y = log_axis("D", "training tokens", tokens, kind=alt.Y)
     tables = [
         Marks(rows=drawn, value="D", line=1.6, order="N", tips=["level:N"]),
         Marks(rows=ends, value="D", name="level"),
         Marks(rows=shown, value="D", points=34, hollow="early", color="black", tips=[*TIP, count_tip("D")]),
     ]
-    x = log_axis("N", "parameters N", sizes, room=1.6)
+    x = log_axis("N", "parameters", sizes, room=1.6)
     subtitle = f"{equation(record)}; numbers at the lines: loss in nats per token; points: runs{not_fitted(shown)}"
     return lines(tables, x, y, "Lines of equal loss of the fitted law", color=color, height=360, subtitle=subtitle)
 
