@@ -96,11 +96,11 @@ def contrasted(claim: Claim, text: str) -> str:
     Without it a reader takes the finding for the claim that is contradicted.
     """
     words, contrary = COMPARATIVES[claim.direction], COMPARATIVES[CONTRARY[claim.direction]]
-    found = re.search(rf"\b(a )?({'|'.join(contrary)})\b", text)
-    if found is None:
+    match = re.search(rf"\b(a )?({'|'.join(contrary)})\b", text)
+    if match is None:
         return text
-    said = f"{found[1] or ''}{words[contrary.index(found[2])]}"
-    return f"{text[: found.end()]} (not {said}){text[found.end() :]}"
+    claimed = f"{match[1] or ''}{words[contrary.index(match[2])]}"
+    return f"{text[: match.end()]} (not {claimed}){text[match.end() :]}"
 
 
 def denial(claim: Claim, text: str) -> str:

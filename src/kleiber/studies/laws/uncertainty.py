@@ -251,8 +251,8 @@ def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: floa
             break
         inner, outer = (np.repeat(ends[:, side], len(SHARES), axis=0) for side in (0, 1))
         between = inner + np.tile(SHARES, len(ends))[:, None] * (outer - inner)
-        more, height = _refits(fit, j, between[:, j], np.stack([between, inner, outer]), spare, power)
-        theta, stat = _in_order(j, (theta, more), (stat, height))
+        refits, heights = _refits(fit, j, between[:, j], np.stack([between, inner, outer]), spare, power)
+        theta, stat = _in_order(j, (theta, refits), (stat, heights))
     lo, hi = (_crossing(theta[:, j], stat, threshold, fit.theta[j], sign) for sign in (-1, 1))
     natural = np.exp if log else np.asarray
     values = natural(theta[:, j])
