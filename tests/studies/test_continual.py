@@ -62,7 +62,7 @@ def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
 def test_a_part_of_the_runs_is_told_as_such(tmp_path):
     write_sequence(tmp_path / "s", again=False)
     findings = Continual().analyze(read_runs(tmp_path / "s"))
-    assert "plain fine-tuning ends at 1.6333 nats, no comparison" in findings.answer
+    assert "plain fine-tuning ends at 1.633 nats, no comparison" in findings.answer
     assert {caveat["code"] for caveat in findings.caveats} == {"untuned", "alone", "regained", "unbalanced"}
     write_sequence(tmp_path / "s", "ewc", kept=0.5)
     findings = Continual().analyze(read_runs(tmp_path / "s"))

@@ -155,12 +155,14 @@ def check(config: Config, follows: bool = False) -> None:
     """
     for key in config:
         if key not in TOP_LEVEL:
-            raise ConfigError(unknown_key(key, key))
+            raise ConfigError(unknown_key(key, key, config[key]))
     for key, kind in PLAIN.items():
         if key in LATER_KEYS and key not in config:
             continue
         if key not in config:
             raise ConfigError(f"{key} is missing: it must not be deleted")
+        if key == "resume" and not isinstance(config[key], str):
+            raise ConfigError(f"resume={config[key]} must be auto, never or the folder of a run")
         check_plain(key, kind, config[key])
     _check_dry_run(config["dry_run"])
     for key in NODES:
@@ -178,9 +180,9 @@ def check(config: Config, follows: bool = False) -> None:
         check_stage(config, follows)
 
 
-def unknown_key(key: str, top: str) -> str:
-    """Returns the error message for a key whose first part `top` is not a key of the config."""
-    ours = in_our_words(key)
+def unknown_key(key: str, top: str, value: object) -> str:
+    """Returns the error message for a key whose first part `top` is not a key of the config, and its value."""
+    ours = in_our_words(key, value=value)
     return f"{key} is not a key of the config." + (
         ours or f"{did_you_mean(top, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}"
     )
@@ -242,8 +244,9 @@ def _check_named(key: str, group: object) -> None:
         if name in names:
             check_node(f"{key}.{name}", node)
         elif node is not None:
-            near = in_our_words(f"{key}.{name}") or did_you_mean(name, names)
-            raise ConfigError(f"{key}.{name}: {name} is not among the chosen {key}.{near} Chosen: {', '.join(names)}")
+            near = in_our_words(f"{key}.{name}", value=node) or did_you_mean(name, names)
+            chosen = f"Chosen: {', '.join(names)}" if names else f"None is chosen: choose one with {key}=NAME first"
+            raise ConfigError(f"{key}.{name}: {name} is not among the chosen {key}.{near} {chosen}")
 
 
 def check_node(path: str, node: Config, annotation: object = None) -> None:
@@ -289,7 +292,7 @@ def unknown_argument(target: Signature, name: str, value: object, key: str) -> s
         if (package := package_of(group)) != key:
             return f"{message}: a file of conf/{group} must begin with the line `{PACKAGE}{package}`"
         return f"{message}, so the choice of a {name} has no effect: remove it.{did_you_mean(name, takes)}"
-    if ours := in_our_words(key):
+    if ours := in_our_words(key, value=value):
         return f"{message}.{ours}"
     near, others = did_you_mean(name, takes), choices_with(group.rpartition("/")[0], name)
     if others and not near:

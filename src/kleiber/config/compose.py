@@ -249,7 +249,7 @@ class Composer:
         key = override.key_or_group
         top = key.split(".")[0]
         if top not in TOP_LEVEL:
-            raise ConfigError(unknown_key(key, top))
+            raise ConfigError(unknown_key(key, top, None if override.is_sweep_override() else override.value()))
         options, value = self.choices(key.replace(".", "/")), override.value()
         if isinstance(value, str) and value in options:
             raise ConfigError(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from kleiber import __version__
-from kleiber.config.check import TOP_LEVEL
+from kleiber.config.check import PLAIN, TOP_LEVEL
 from kleiber.config.errors import ConfigError
+from kleiber.config.words import in_our_words
 
 HELP = "see `kleiber train --help`"
 # Flags of Hydra that cannot work here, and what to do in their place.
@@ -68,7 +69,10 @@ def refuse_dashes(argument: str, following: str, options: Sequence[str]) -> None
     if any(option.startswith(name) for option in options):
         return
     if not equals:
-        value = "true" if "=" in following or following.startswith("-") or not following else following
+        alone = "=" in following or following.startswith("-") or not following
+        value = ("true" if PLAIN.get(key) == PLAIN["dry_run"] else "VALUE") if alone else following
+    if not is_key and (ours := in_our_words(key, value=value if value != "VALUE" else None)):
+        raise ConfigError(f"{argument} is not an option.{ours}")
     raise ConfigError(f"{argument} is not an option: {f'write {key}={value}' if is_key else HELP}")
 
 

@@ -37,6 +37,11 @@ from kleiber.studies.study import EqualTargetStudy, Figures, Findings, PlannedPo
 from kleiber.types import Config, Json
 
 CLAIMS = ("ACC", "LA", "forgetting", "savings")  # metrics by which each method is claimed to be better
+IN_WORDS = {
+    "ACC": "mean score at the end",
+    "LA": "mean score right after learning a task",
+    "savings": "saved share of the steps of the first learning",
+}  # what sentences call metrics
 
 
 @dataclass(frozen=True)
@@ -179,10 +184,11 @@ def question(claim: Claim, start: str, best: Rows, rates: Mapping[str, Sequence[
 
     def wording(stated: Claim) -> str:
         """Returns a claim about these methods as a sentence."""
-        names = replace(stated, of={"method": stated.of["method"]}, equal=None)
-        return statement(names, f"{LABELS[metric]} from {start}", unit, lambda _, value: label(str(value)))
+        names = replace(stated, of={"method": stated.of["method"]})
+        return f"{statement(names, measure, unit, lambda _, value: label(str(value)))}, from {start}"
 
-    unit = unit_of(metric, best)
+    unit, measure = unit_of(metric, best), IN_WORDS.get(metric, LABELS[metric])
+    measure += " (minus the loss)" * ("score" in measure and best["kind"].iloc[0] == "loss")
     claim = replace(claim, of={**claim.of, "start": start}, equal=equal or None)
     return Question(
         claim=claim, text=wording(claim), wording=wording, values=values, unit=unit,
@@ -267,6 +273,7 @@ def task_table(best: Rows, level: float) -> list[Json]:
 def figures(best: Rows, level: float) -> Figures:
     """Three for every start; with several starts its name stands behind theirs."""
     from kleiber.charts.intervals import estimates
+    from kleiber.charts.theme import pointed
     from kleiber.studies.compare import figures as drawing
 
     charts: Figures = {}
@@ -277,13 +284,15 @@ def figures(best: Rows, level: float) -> Figures:
         order = sorted(set(rows["method"]), key=lambda name: (name != PLAIN, name))
         names, kind = [label(name) for name in order], rows["kind"].iloc[0]
         unit = "loss (nats per token)" if kind == "loss" else str(kind)
+        of_first = unit.partition(" (")[0].capitalize()
         drawn = {
             "metrics": (estimates, metric_panels(rows, order, level), names, "",
                         f"Metrics by method, {level:.0%} intervals{of}"),
             "matrix": (drawing.score_matrix, matrices(rows, order),
                        f"Held-out {unit} of each task after each stage{of}"),
-            "first_task": (drawing.first_task, first_task(rows), names, f"held-out {unit}",
-                           f"The first task of each sequence{of}"),
+            "first_task": (drawing.first_task, first_task(rows), names,
+                           pointed(f"held-out {unit}", "lower" if kind == "loss" else "higher"),
+                           f"{of_first} on the first task vs tasks learned so far{of}"),
         }  # fmt: skip
         charts |= {f"{name}{tail}": partial(*call) for name, call in drawn.items()}
     return charts
@@ -337,7 +346,7 @@ def headline(record: Json) -> str:
         counts = f"{orders} order{'s' * (orders > 1)} with {seeds} seed{'s' * (seeds > 1)}"
         where, unit = f"From {start}, {tasks} tasks in {counts}", unit_of("ACC", part)
         name = next((name for name in means.index if name != PLAIN), means.index[0])
-        ends = f"{where}: {label(name)} ends at {sign_of(part) * means[name]:.4f} {unit}"
+        ends = f"{where}: {label(name)} ends at {sign_of(part) * means[name]:.3f} {unit}"
         side = {"method": name, "start": start}
         answer = next(
             (verdict(result) for result in record["claims"]
@@ -347,7 +356,7 @@ def headline(record: Json) -> str:
             why = "no comparison" if len(means) == 1 else "on no order and seed in common with plain fine-tuning"
             sentences.append(f"{ends}, {why}")
         else:
-            sentences.append(f"{ends} and plain fine-tuning at {sign_of(part) * means[PLAIN]:.4f}; {answer}")
+            sentences.append(f"{ends} and plain fine-tuning at {sign_of(part) * means[PLAIN]:.3f}; {answer}")
     return ". ".join(sentences) + "."
 
 

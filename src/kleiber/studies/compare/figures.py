@@ -266,7 +266,8 @@ def score_matrix(cells: Rows, title: str) -> Chart:
 
 def first_task(rows: Rows, order: Sequence[str], unit: str, title: str) -> Chart:
     """The score of the first task of each sequence vs the stage, a point for each order and seed."""
-    return seed_lines(rows, alt.X("stage:O", title="after stage", axis=alt.Axis(labelAngle=0)), unit, order, title)
+    x = alt.X("stage:O", title="tasks learned so far", axis=alt.Axis(labelAngle=0))
+    return seed_lines(rows, x, unit, order, title, subtitle="points: runs; lines: means over orders and seeds")
 
 
 def named_cells(record: Json) -> Rows:
