@@ -26,6 +26,8 @@ from kleiber.config.words import NO_KEY, words
 
 REPOSITORY = Path(__file__).parents[2]
 SUFFIX = ".template.md"
+# Of the front matter of a template: where its numbers come from that are in no record, which no reader of a page needs.
+UNRECORDED, EMPTY_FRONT = re.compile(r"^elsewhere:\n(?: .*\n)+", re.MULTILINE), "---\n---\n"
 REFERENCE = re.compile(r"\{\{([^{}]+)\}\}")
 SETTING = re.compile(
     r"torchrun [^,;|]+?trainer=ddp|kleiber push RUN OWNER/NAME|-m\b"
@@ -60,7 +62,8 @@ def page_of(template: Path) -> Path:
 def fill(template: Path) -> str:
     """Returns the text of a page. Raises ValueError, which names template and reference, for one that leads nowhere."""
     try:
-        return filled(template.read_text(encoding="utf-8"), template.parent)
+        text = UNRECORDED.sub("", template.read_text(encoding="utf-8")).removeprefix(EMPTY_FRONT)
+        return filled(text.lstrip("\n"), template.parent)
     except ValueError as error:
         raise ValueError(f"{template}: {error}") from error
 

@@ -95,7 +95,6 @@ class Study:
     group       the part of the overview that it belongs to
     discussion  hand-written text in Markdown
     also        other studies that `kleiber report` reads together with it
-    elsewhere   numbers of the discussion that are in no record, each with where it comes from
     """
 
     folder: Path
@@ -105,7 +104,6 @@ class Study:
     group: str
     discussion: str
     also: list[str] = field(default_factory=list)
-    elsewhere: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

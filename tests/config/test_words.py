@@ -41,7 +41,7 @@ def test_what_the_table_tells_to_write_is_a_key_or_a_choice(composer, setting):
     try:
         check(resolve_config(composer.compose([*context, setting]))[0])
     except (ConfigError, MissingMandatoryValue) as error:  # of a choice that needs a place of the reader's too
-        assert "path" in str(error) and "=" in setting
+        assert ("path" in str(error) and "=" in setting) or "no GPU" in str(error)
 
 
 @pytest.mark.parametrize("word", KEYS)
@@ -56,7 +56,38 @@ def test_a_refused_command_names_our_key(command):
     with pytest.raises(ConfigError) as caught:
         check(resolve_config(Composer().compose([command]))[0])
     key, _, choice = command.partition("=")
-    assert (in_our_words(key, choice) or in_our_words(key)).strip() in str(caught.value)
+    assert (in_our_words(key, choice) or in_our_words(key, value=choice)).strip() in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "ours"),
+    [
+        ("lr=0.25", "optimizer.lr=0.25"),
+        ("trainer.max_epochs=7", "budget.epochs=7"),
+        ("wandb.project=mine", "logger.wandb.project=mine"),
+        ("batch_size=32", "batch.tokens=8192"),
+    ],
+)
+def test_the_value_that_was_given_replaces_the_example_where_both_mean_the_same(command, ours):
+    with pytest.raises(ConfigError, match=re.escape(ours)):
+        check(resolve_config(Composer().compose([command]))[0])
+
+
+@pytest.mark.parametrize("resume", ["true", "3", "[a]"])
+def test_a_resume_that_is_no_text_is_told_its_values(resume):
+    with pytest.raises(ConfigError, match="auto, never or the folder of a run"):
+        check(resolve_config(Composer().compose([f"resume={resume}"]))[0])
+
+
+def test_a_key_of_a_group_without_a_choice_asks_for_the_choice():
+    with pytest.raises(ConfigError, match="design=NAME"):
+        check(resolve_config(Composer().compose(["design.seeds=2"]))[0])
+
+
+def test_a_value_may_be_written_over_several_lines():
+    lines = "stages.chain={docs: {budget: {tokens: 1M}},\n    code: {data: {domain: code}}}"
+    config, _ = resolve_config(Composer().compose(["stages=chain", lines]))
+    assert [*config["stages"]["chain"]] == ["docs", "code"]
 
 
 @pytest.mark.parametrize(

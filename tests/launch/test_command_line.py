@@ -12,6 +12,9 @@ from kleiber.launch.command_line import parse_flags, refuse_repeated_keys
     [
         (["--dry-run"], "dry_run=true"),
         (["--dry-run", "seed=1"], "dry_run=true"),
+        (["--resume"], "resume=VALUE"),
+        (["--lr=0.25"], "optimizer.lr=0.25"),
+        (["--batch_size", "32"], "batch.tokens"),
         (["--model.depth=3"], "model.depth=3"),
         (["--seed", "3"], "seed=3"),
         (["seed=1", "-model=moe"], "model=moe"),
@@ -24,7 +27,7 @@ def test_an_option_that_is_an_override_is_refused_with_the_override(words, overr
     assert f"write {override}" in str(refused.value)
 
 
-@pytest.mark.parametrize("words", [["--frobnicate"], ["-xyz"], ["--lr=3"]])
+@pytest.mark.parametrize("words", [["--frobnicate"], ["-xyz"]])
 def test_another_option_is_refused_with_the_help(words):
     with pytest.raises(ConfigError) as refused:
         parse_flags(words)

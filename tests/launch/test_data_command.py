@@ -55,7 +55,7 @@ def test_the_files_of_a_folder_are_told_as_in_the_banner_of_a_run(tmp_path, cach
     ]  # fmt: skip
     assert "train: a.md, b.txt; validation: val.txt" in run(home, "--splits", "files")
     prepared = run(home, "--splits", "files", "--tokenizer", "bytes")
-    assert "0 of 1 validation documents" in prepared
+    assert "none of 1 validation document " in prepared
     with pytest.raises(ValueError, match="--splits files is for folders"):
         run("builtin/docs", "--splits", "files", code=2)
 

@@ -51,6 +51,8 @@ def count_shared(train: Hashes, held_out: Hashes) -> Json:
 def describe_overlap(shared: Json, unit: str = "document") -> str:
     """Returns the counts of `count_shared` in a sentence; `unit` is what is counted, such as "row"."""
     total, exact, normalized = (shared[key] for key in ("documents", "exact", "normalized"))
+    if not normalized:
+        return f"none of {total:,} validation {unit}{'s' * (total != 1)} is a training {unit} too"
     return (
         f"{exact:,} of {total:,} validation {unit}s ({_percent(exact, total)}) are training {unit}s too, "
         f"{normalized:,} ({_percent(normalized, total)}) if case and white space are ignored"

@@ -46,7 +46,7 @@ def banner_lines(
         rows.append(("privacy", first.privacy.describe(first.stop_step)))
     ranks = f"{hardware.world_size} processes, " if hardware.world_size > 1 else ""
     rows += [
-        ("device", f"{ranks}{describe_device(hardware)}, micro-batches of {first.micro_batch} rows"),
+        ("device", f"{ranks}{describe_device(hardware)}, micro-batches of {micro_rows(first)}"),
         *(("precision", line) for line in precision_advice(hardware)),
         ("time", "unknown until the first steps are measured"),
         ("folder", str(tree.folder)),
@@ -134,6 +134,11 @@ def describe_steps(stage: Stage) -> str:
         f"({format_number(tokens / plan.parameters.active)} per active parameter{epochs}), objective {objective}"
         f"{of_a_trial(plan)}"
     )
+
+
+def micro_rows(plan: Plan) -> str:
+    """Returns how many rows a micro-batch has, such as `8 rows`."""
+    return f"{plan.micro_batch} row{'s' * (plan.micro_batch != 1)}"
 
 
 def of_a_trial(plan: Plan) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kleiber.optimizers.schedules import sparkline
-from kleiber.runs.banner import of_a_trial, reading_rows
+from kleiber.runs.banner import micro_rows, of_a_trial, reading_rows
 from kleiber.runs.stage_tree import Stage
 
 
@@ -32,7 +32,7 @@ def _plan_lines(stages: Sequence[Stage]) -> list[str]:
         f"{parameters.non_embedding:,} outside embeddings",
         f"data         {plan.corpus.name}: {unique if plan.corpus.train.random_access else 'encoded while training'}",
         *rows,
-        f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
+        f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {micro_rows(plan)}; "
         f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter){of_a_trial(plan)}",
         f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "
         f"{6 * parameters.active * trained:.3g})",
