@@ -115,6 +115,7 @@ def overrides(choice: str) -> list[str]:
         (
             *names,
             "chain_of_thought",
+            "chain_of_thought_128",
             "instructions",
             "collaboration",
             "equalized",

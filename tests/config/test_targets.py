@@ -169,3 +169,17 @@ def test_an_interpolation_is_refused_and_never_resolved(monkeypatch):
 
 def test_plain_values_of_any_depth_pass():
     check_buildable({"a": [1, None, {"b": "text with $ and {}"}], "c": (True, 0.5)})
+
+
+def test_what_is_wrong_within_a_nested_node_is_told_as_if_it_were_at_the_top():
+    measures = {"loss": "loss"}
+    panel = {"_target_": "kleiber.studies.Panel", "measures": measures, "figures": [{"name": "x", "form": "nope"}]}
+    node = {"_target_": "kleiber.studies.Compare", "measure": "loss", "panel": panel}
+    with pytest.raises(ValueError, match=r"study\.figures\[0\]\.form=nope"):
+        build(node)
+
+
+def test_an_answer_whose_value_is_no_mapping_names_it():
+    answer = {"text": "{x}", "values": {"x": None}}
+    with pytest.raises(ValueError, match=r"study\.answer\.values\.x=None"):
+        build({"_target_": "kleiber.studies.Panel", "measures": {"loss": "loss"}, "answer": answer})

@@ -80,6 +80,12 @@ SUMS = (
      "study.claims=[{arm:steps_32,against:direct_32}]"],
     4, "",
 )  # fmt: skip
+LONGER_SUMS = (
+    ["design.arms={direct_128:{optimizer.lr:[0.01],model.width:32,model.num_heads:2},"
+     "steps_128:{model.width:32,model.num_heads:2}}", "design.lrs=[0.01]", "design.seeds=2", "data.digits=[2,4]",
+     "data.held_out=8", "data.problems=500"],
+    4, "",
+)  # fmt: skip
 TUNING = [
     "design.start=null", "design.base={objective:clm,budget.tokens:10k}", "design.lrs=[0.01]", "design.seeds=1",
     "design.arms={replay:null,lora:{optimizer.lr:[0.01]}}", "data.tokenizer=bytes",

@@ -26,6 +26,7 @@ from studies.smoke_overrides import (
     FEW_LABELS,
     ISOFLOP,
     JUDGED,
+    LONGER_SUMS,
     PANEL,
     READING,
     REPEAT,
@@ -102,6 +103,7 @@ STUDIES = {
     "baselines": Expected(BASELINES, 6, "", decision="not tested"),
     "bias": Expected(BIAS, 8, "", decision="not tested"),
     "chain_of_thought": Expected(*SUMS, decision="not tested"),
+    "chain_of_thought_128": Expected(*LONGER_SUMS, decision="not tested"),
     "clm_vs_mlm": Expected(
         ["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "", decision="undecided"
     ),
@@ -112,7 +114,7 @@ STUDIES = {
         4,
         "",
         decision="not tested",
-    ),
+    ),  # fmt: skip
     "context": Expected(
         ["model.context=32,64", "data=recall", "batch.tokens=256", "eval.tokens=2048", "model.width=32"], 6, ""
     ),

@@ -282,6 +282,7 @@ def build(node: DictConfig | Config, **available: Any) -> Any:
     interpolation: those of a command line are resolved by then, and those of a file may be a stranger's.
     """
     assert available.keys() <= SUPPLIED, f"add to SUPPLIED: {sorted(available.keys() - SUPPLIED)}"
+    from hydra.errors import InstantiationException
     from hydra.utils import get_object, instantiate
     from omegaconf import OmegaConf
 
@@ -290,7 +291,12 @@ def build(node: DictConfig | Config, **available: Any) -> Any:
     assert isinstance(plain, dict)
     parameters = inspect.signature(get_object(plain["_target_"])).parameters
     # The values go to the target directly: within a config, OmegaConf would convert dataclasses.
-    target = instantiate(plain, _convert_="all", _partial_=True)
+    try:
+        target = instantiate(plain, _convert_="all", _partial_=True)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):  # of a node within this one, about a value of the user's
+            raise error.__cause__ from None
+        raise
     return target(**{name: value for name, value in available.items() if name in parameters})
 
 

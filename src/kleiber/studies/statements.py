@@ -287,11 +287,13 @@ def read_answer(node: Row | None, defaults: Row, levels: Levels) -> tuple[str, d
         raise ValueError(f"study.answer={dict(node)} must have the form {{text: TEXT, values: {{NAME: ...}}}}")
     numbers = {}
     for name, value in values.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"study.answer.values.{name}={value} must have the form {{of: {{KEY: VALUE}}, ...}}")
         try:
             style = str(value.get("format") or "")
             entry = {key: item for key, item in value.items() if key != "format"}
             claims = expand({**defaults, "of": {}, **entry}, levels)
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(f"study.answer.values.{name}: {error}") from None
         numbers[str(name)] = Number(claims[0], style)
     absent = [name for _, name, _, _ in Formatter().parse(str(node["text"])) if name and name not in numbers]
