@@ -86,6 +86,9 @@ LONGER_SUMS = (
      "data.held_out=8", "data.problems=500"],
     4, "",
 )  # fmt: skip
+COMPARE = [
+    "design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2",
+]  # fmt: skip
 TUNING = [
     "design.start=null", "design.base={objective:clm,budget.tokens:10k}", "design.lrs=[0.01]", "design.seeds=1",
     "design.arms={replay:null,lora:{optimizer.lr:[0.01]}}", "data.tokenizer=bytes",

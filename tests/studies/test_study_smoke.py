@@ -20,6 +20,7 @@ from studies.smoke_overrides import (
     AT_SCALE,
     BASELINES,
     COLLAPSE,
+    COMPARE,
     CONTINUAL,
     EXPERTS,
     EXPLAIN,
@@ -109,12 +110,7 @@ STUDIES = {
     ),
     "collaboration": Expected(*JUDGED, decision="not tested"),
     "collapse": Expected(COLLAPSE, 5, "", decision="not tested"),
-    "compare": Expected(
-        ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"],
-        4,
-        "",
-        decision="not tested",
-    ),  # fmt: skip
+    "compare": Expected(COMPARE, 4, "", decision="not tested"),
     "context": Expected(
         ["model.context=32,64", "data=recall", "batch.tokens=256", "eval.tokens=2048", "model.width=32"], 6, ""
     ),
