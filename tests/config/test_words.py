@@ -90,6 +90,17 @@ def test_a_value_may_be_written_over_several_lines():
     assert [*config["stages"]["chain"]] == ["docs", "code"]
 
 
+@pytest.mark.parametrize("value", ["'{question}\nA: '", '"Q:\n  {question}"'])
+def test_a_line_break_of_a_text_stays(value):
+    config, _ = resolve_config(
+        Composer().compose(["data=task", "data.path=x", "data.target=y", f"data.prompt={value}"])
+    )
+    assert config["data"]["prompt"] == value[1:-1]
+    within = ["stages=chain", f"stages.chain={{docs: {{data: {{prompt: {value},\n domain: docs}}}}}}"]
+    config, _ = resolve_config(Composer().compose(within))
+    assert config["stages"]["chain"]["docs"]["data"] == {"prompt": value[1:-1], "domain": "docs"}
+
+
 @pytest.mark.parametrize(
     ("command", "choice"), [("data.path=x", "data=text"), ("data=text data.path=x data.domain=docs", "data=builtin")]
 )

@@ -32,7 +32,9 @@ from kleiber.config.errors import ConfigError
 # Providers of the folders that all commands of this process share; those of a user may hold very many files.
 SHARED_PROVIDERS = ("main", "extension", "hydra", "schema")
 KEY = re.compile(r"[+~]{0,2}[A-Za-z_][A-Za-z0-9_./@-]*")
-LINE_BREAK = re.compile(r"\s*\n\s*")  # in a value that was written over several lines of a shell
+# A text in quotes, whose line breaks are its own, or a line break between the parts of a list or mapping.
+LINE_BREAK = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\s*\n\s*""")
+STRUCTURE = re.compile(r"[^=]*=\s*[\[{]")  # an override whose value is a list or a mapping
 NOT_ONE_TEXT = frozenset("'\"\\`,[]{}$")  # signs of lists, sweeps, quotes and interpolations
 LIMIT = 512  # sets of choices whose merged files are kept, of about 30 kB each
 PLACES = 4  # search paths whose files are kept: with the packages of the reader and without them
@@ -104,7 +106,8 @@ def quote_value(line: str, reason: str) -> str:
 
 def parse_overrides(lines: Sequence[str], loader: ConfigLoader) -> list[Override]:
     """Parses overrides, each text once. Raises ConfigError for a line that is not an override."""
-    parsed = [_parse(LINE_BREAK.sub(" ", line)) for line in lines]
+    lines = [LINE_BREAK.sub(lambda part: part[1] or " ", line) if STRUCTURE.match(line) else line for line in lines]
+    parsed = [_parse(line) for line in lines]
     parser = OverridesParser.create(config_loader=loader)  # `glob` in a sweep lists the choices of the loader
     return [
         parser.parse_overrides([line])[0] if o.is_sweep_override() else o for line, o in zip(lines, parsed, strict=True)

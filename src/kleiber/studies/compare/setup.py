@@ -103,8 +103,8 @@ def question_of(claims: Sequence[Claim], ladders: Ladders, labels: Mapping[str, 
     where += f", at equal {listed_words([QUANTITIES[name].label for name in held])}" if held else ""
     bases = [in_sentence(labels.get(name, name)) for name in plain]
     if len(bases) != 1:
-        names = listed_words([*dict.fromkeys([*changed, *bases])])
-        return f"How do {names} compare {where}?"
+        arms = [*dict.fromkeys([*changed, *bases])]
+        return f"How do {listed_words(arms) if len(arms) <= MOST_NAMES else f'{len(arms)} arms'} compare {where}?"
     names = listed_words(changed) if len(changed) <= MOST_NAMES else f"{len(changed)} arms"
     return f"How does {'each of ' * (len(changed) > 1)}{names} compare with {bases[0]} {where}?"
 
