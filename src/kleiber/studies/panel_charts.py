@@ -322,7 +322,8 @@ def path_of(node: Node, view: View, tables: Tables) -> list[Marks]:
         return []
     x, y, order = (str(path[name]) for name in ("x", "y", "order"))
     rows = selected({**path, "measures": [x, y]}, view, tables)
-    points = wide(rows, [order], x, y).rename(columns={x: text(node, "x"), y: text(node, "y")})
+    points = wide(rows, [order], x, y)
+    points = points.assign(**{text(node, "x"): points[x], text(node, "y"): points[y]})
     if points.empty:
         return []
     title = next(key.title for key in view.keys if key.name == order)

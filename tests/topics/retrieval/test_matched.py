@@ -81,7 +81,8 @@ def test_figures_show_arms_ways_runs_and_weights(runs):
     assert list(charts) == ["tradeoff", "sizes"]
     data = [each for values in charts["tradeoff"]["datasets"].values() for each in values]
     assert {each["form"] for each in data if "form" in each} == {"the model alone", "nearest neighbors"}
-    assert sorted(each["weight"] for each in data if "weight" in each) == [0.0, 0.2, 0.5]
+    assert sorted(each["weight"] for each in data if "weight" in each and "end" not in each) == [0.0, 0.2, 0.5]
+    assert sorted(each["weight"] for each in data if "end" in each) == [0.0, 0.5], "both ends of the path are named"
 
 
 def test_two_runs_of_an_arm_and_seed_are_refused(runs):
