@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.series import arm_color
+from kleiber.charts.series import CAP, arm_color
 from kleiber.charts.theme import (
     WIDTH,
     Chart,
@@ -27,7 +27,7 @@ BOUNDS = {  # how a subtitle explains an estimate that is a bound
     "not bounded by": "undetermined: could be on either side",
 }
 OPEN = {"at most": ("triangle-left", 0), "at least": ("triangle-right", 1)}  # head of an arrow, and its end of the axis
-NUMBERS = ["value", "lo", "hi", "reference", "other"]  # columns of values of an axis
+NUMBERS = ["value", "lo", "hi", "reference", "other", "another"]  # columns of values of an axis
 PLAIN = "#333"  # of lines that their names tell from each other
 END = 1.4  # factor by which an axis that is logarithmic away from 0 extends beyond the largest value
 HEAD, ROOM = 5, 0.15  # distance of the head of an arrow from the end of the axis; its least length, as a share of that
@@ -48,7 +48,7 @@ def estimates(
             feeds; panel; bound, a key of BOUNDS: of a bound, an arrow runs from the dot to the side that is open, and
             only the other side of the interval is drawn; of a value that nothing bounds there is a word in place of the
             dot; reference, a value at which the panel has a dashed line; hollow, whether the dot is; other, a second
-            value; better, the side of the axis that is, of all rows of a panel: lower, higher or none; below, the title
+            value, and another, drawn alike; capped, whether the interval has end caps; better, the side of the axis that is, of all rows of a panel: lower, higher or none; below, the title
             of the axis of a panel, by default `x_title`
     order   all series of the page, for their colors, or with them, which lines have if all are methods
     zero    draws a dashed line at 0
@@ -98,13 +98,16 @@ def estimates(
 
 
 def _with_intervals(dots: Chart, base: Chart, part: pd.DataFrame, x: Chart, other: Mapping[str, object]) -> list:
-    """Returns the dots of a panel with their intervals below them, its dashed line, and the second values above."""
+    """Returns the dots of a panel with their intervals below them, and its dashed line and second values behind."""
     layers = [dots]
-    if np.isfinite(part["other"]).any():
-        second = base.mark_point(**{"opacity": 1, **other})
-        layers.append(second.encode(x=over(x, "other"), color=alt.value(other["color"])))
     if np.isfinite(part["lo"]).any():
-        layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=over(x, "lo"), x2="hi:Q"))
+        cap = base.transform_filter("datum.capped").mark_point(**CAP, shape="M0,-1L0,1", opacity=1)
+        caps = [cap.encode(x=over(x, end)) for end in ("lo", "hi") if part["capped"].to_numpy().any()]
+        layers[:0] = [base.mark_rule(strokeWidth=1.6).encode(x=over(x, "lo"), x2="hi:Q"), *caps]
+    for name in ("other", "another"):
+        if np.isfinite(part[name]).any():
+            second = base.mark_point(**{"opacity": 1, **other})
+            layers.insert(0, second.encode(x=over(x, name), color=alt.value(other["color"])))
     if np.isfinite(part["reference"].to_numpy(dtype=float)).any():
         layers.insert(0, reference_line(x, float(part["reference"].iloc[0])))
     return layers
@@ -192,9 +195,11 @@ def _table(rows: Sequence[Mapping[str, object]], zero: bool) -> pd.DataFrame:
     A value that nothing bounds is nan.
     """
     common = {"panel": "", "bound": "", "reference": 0.0 if zero else np.nan, "hollow": False, "other": np.nan,
-              "better": "none", "below": ""}  # fmt: skip
+              "another": np.nan, "capped": False, "better": "none", "below": ""}  # fmt: skip
     shown = pd.DataFrame([{**common, "name": row["series"], **row} for row in rows])
-    shown = shown.replace([np.inf, -np.inf], np.nan).astype({"lo": float, "hi": float, "other": float})
+    shown = shown.replace([np.inf, -np.inf], np.nan).astype(
+        {"lo": float, "hi": float, "other": float, "another": float}
+    )
     shown[["value", "lo", "hi"]] = shown[["value", "lo", "hi"]].where(shown["bound"] != "not bounded by")
     for end, closed in (("lo", ("", "at least")), ("hi", ("", "at most"))):
         shown[end] = shown[end].where(shown["bound"].isin(closed) | shown[end].isna(), shown["value"])

@@ -34,6 +34,7 @@ from kleiber.charts.theme import (
 MOST = 6  # arms in one panel
 BEHIND = "#AAAAAA"  # of the first arm, over which the others are drawn
 SMALL = {"width": 235, "height": 165}  # of a panel
+CAP = {"filled": False, "size": 50, "strokeWidth": 1.4}  # at the ends of some intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Marks:
     value    column of the vertical axis
     ends     columns of the ends of the intervals
     band     opacity of the band
-    bars     opacity of the bars
+    bars     opacity of the bars, which have end caps in rows whose column capped is true
     line     width of the line; 0: none
     mean     whether the line passes through the means of rows at one place
     dashed   a column: the line is dashed in rows in which it is true
@@ -94,6 +95,9 @@ class Marks:
                 )
             if self.bars:
                 drawn.append(base.mark_rule(opacity=self.bars, strokeWidth=1.4).encode(y=over(y, lo), y2=f"{hi}:Q"))
+                if "capped" in self.rows:
+                    cap = base.transform_filter("datum.capped").mark_point(**CAP, shape="stroke", opacity=self.bars)
+                    drawn += [cap.encode(y=over(y, end)) for end in self.ends]
         drawn += self._lines(base, over(y, f"mean({self.value})") if self.mean else height)
         if self.points:
             drawn.append(self._points(base, height, hue))

@@ -177,6 +177,11 @@ class Criterion:
         return -self._upper if self.better == "higher" else self._upper
 
     @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The lower and the upper bound of where it is claimed to be; None for the lower one if they are one."""
+        return (-self.margin, self.margin) if self.bound is None else (None, self.bound)
+
+    @property
     def region(self) -> str:
         """Where the quantity is claimed to be, such as `below 0.01`."""
         if self.bound is None:

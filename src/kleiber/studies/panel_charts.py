@@ -28,7 +28,7 @@ from kleiber.charts.theme import (
     size_color,
     span,
 )
-from kleiber.studies.compare.chart_forms import DODGE, shifted
+from kleiber.studies.compare.chart_forms import DODGE, shifted, with_caps
 from kleiber.studies.panel_declaration import Measure, mapping, texts
 from kleiber.studies.panel_figures import (
     MEASURE,
@@ -70,8 +70,9 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     rows = within_limits(rows, mapping(node.get("limits"), "limits"))
     rows = rows.assign(better=[view.measures[name].better for name in rows["measure"]])
     rows = rows if node.get("sort") is False else by_effect(rows, line)
-    kept = ["series", "name", "panel", "value", "lo", "hi", "reference", "better", *(["below"] if by_measure else [])]
-    kept += ["other"] if "other" in rows else []
+    rows = with_caps(rows, view.level)
+    kept = ["series", "name", "panel", "value", "lo", "hi", "capped", "reference", "better"]
+    kept += ["below"] * by_measure + ["other", "another"] * ("other" in rows)
     panels = texts(node.get("panel"), "panel")
     rows = rows if len(panels) < 2 else rows.loc[in_order(rows, view, panels)]
     measure, shares = view.measures[str(rows["measure"].iloc[0])], rows[["value", "lo", "hi"]].to_numpy(dtype=float)
@@ -148,7 +149,7 @@ def draw_lines(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
     styles = alt.Scale(domain=dashes, range=[*([2 + 2 * n, 3] for n in range(len(dashes) - 1)), [1, 0]])
     legend = alt.Legend() if dashes[1:] else None
     means = Marks(
-        rows=rows, line=1.6, bars=0.7, points=30 if panel else 44,
+        rows=with_caps(rows, view.level), line=1.6, bars=0.7, points=30 if panel else 44,
         dash=alt.StrokeDash("dash:N", title=None, sort=dashes, scale=styles, legend=legend),
         shape=alt.Shape("series:N", scale=alt.Scale(domain=drawn), legend=None),
         tips=["series:N", f"{x}:Q", alt.Tooltip("value:Q", format=".4f")],
@@ -247,7 +248,8 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
     means, single = frames
     is_pale = view.selected(means, pale) if pale else np.zeros(len(means), dtype=bool)
     far = far_away(means[[x, y]], is_pale)
-    means, is_pale, outside = means[~far], is_pale[~far], f"; outside the axes: {far.sum()} pale points"
+    outside = beyond(means[far], view.measures[y].label, y)
+    means, is_pale = means[~far], is_pale[~far]
     shown = pd.concat([*([means] if runs != "only" else []), *([single] if runs else [])])
     references = {name: reference_of(view, name) for name in (x, y)}
     across, up = (
@@ -276,7 +278,7 @@ def draw_scatter(node: Node, view: View, rows: Rows, other: Tables) -> Chart:
     return scatter(
         tables, across, up, text(node, "title"), color=color, references=(references[x], references[y]),
         height=round(1.3 * HEIGHT) if node.get("fit") else HEIGHT, equality=bool(node.get("equality")),
-        subtitle=note_of(node, view, rows.assign(lo=np.nan)) + outside * any(far),
+        subtitle="; ".join(filter(None, [note_of(node, view, rows.assign(lo=np.nan)), outside])),
     )  # fmt: skip
 
 
@@ -286,6 +288,15 @@ def far_away(points: Rows, is_pale: np.ndarray) -> np.ndarray:
     low, high = others.min(), others.max()
     inside = (points >= low - (high - low)) & (points <= high + (high - low))
     return is_pale & ~inside.all(axis=1).to_numpy()
+
+
+def beyond(points: Rows, label: str, y: str) -> str:
+    """Returns what a subtitle says of points that are left out; "" without any."""
+    if points.empty:
+        return ""
+    return (
+        f"beyond the axes: {len(points)} of the {points['series'].iloc[0]}, with a {label} up to {points[y].max():.3g}"
+    )
 
 
 def scatter_axis(measure: Measure, title: str, kind: type, values: Sequence[float], log: bool) -> Chart:

@@ -322,7 +322,8 @@ class View:
     def claim_rows(self, results: Sequence[Result]) -> list[Json]:
         """Returns the rows of a figure of claims: the difference of each with the interval that decides it.
 
-        other    the bound below or above which a claim with a margin says it is
+        other    the bound below or above which a claim with a margin says it is; of two bounds the upper one
+        another  the lower one
         verdict  what is claimed, and whether it is supported
         """
         rows = []
@@ -331,8 +332,9 @@ class View:
             name = f"{group(claim.of, against, self.label)} \N{MINUS SIGN} {group(against, claim.of, self.label)}"
             row = {"name": name if against else group(claim.of, {}, self.label), "measure": claim.measure}
             row["verdict"] = f"claimed {claim.criterion.region}: {result.decision}"
-            bound = claim.criterion.bound if claim.margin else None
-            rows.append({**row, **as_row(result.estimate), "level": result.level, "other": bound})
+            low, high = claim.criterion.bounds if claim.margin else (None, None)
+            bounds = {"other": high, "another": low}
+            rows.append({**row, **as_row(result.estimate), "level": result.level, **bounds})
         return [row for row in rows if row["value"] is not None]
 
     def is_named(self, key: Key) -> bool:

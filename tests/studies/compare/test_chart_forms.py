@@ -21,7 +21,7 @@ def test_a_note_says_how_many_seeds_a_point_has_and_what_holds_together():
     assert "simultaneous 90% intervals" in forms.interval_note(0.9, joint)
     assert forms.interval_note(0.9, rows, pooled=True).endswith("(pooled noise)")
     mixed = forms.interval_note(0.9, [joint[0], {**rows[1], "level": 0.9}])
-    assert "simultaneous 90%" not in mixed and mixed.endswith("(wider where tested together)")
+    assert "simultaneous 90%" not in mixed and mixed.endswith("(with end caps: simultaneous)")
 
 
 def test_only_points_that_would_hide_each_other_are_moved_off_their_value():

@@ -40,9 +40,15 @@ def interval_note(
     claims = bool(levels - {level})
     simultaneous = joint or (claims and len(levels) == 1)
     bars = f"bars: {'simultaneous ' * simultaneous}{percent(level)} intervals"
-    notes = ["wider where tested together"] * (claims and len(levels) > 1)
+    notes = ["with end caps: simultaneous"] * (claims and len(levels) > 1)
     notes += ["pooled noise"] * pooled
     return drawn + bars + (f" ({', '.join(notes)})" if notes else "")
+
+
+def with_caps(rows: Rows, level: float) -> Rows:
+    """Returns rows with the column capped, where intervals of some rows only are wider since they hold together."""
+    wider = rows["level"].notna() & (rows["level"] != level) if "level" in rows else pd.Series(False, rows.index)
+    return rows.assign(capped=wider & (not wider.all()))
 
 
 def apart(values: Iterable[float]) -> list[float]:

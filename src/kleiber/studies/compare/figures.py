@@ -15,7 +15,7 @@ from kleiber.charts.intervals import LETTER, estimates
 from kleiber.charts.matrix import change_matrix
 from kleiber.charts.scatter import point_names
 from kleiber.charts.scatter import scatter as points
-from kleiber.charts.series import Marks, arm_color, lines, seed_lines
+from kleiber.charts.series import Marks, arm_color, lines, seed_lines, set_apart
 from kleiber.charts.theme import (
     BLACK,
     FEW,
@@ -62,9 +62,17 @@ def tuning(
     better   the side of the axis that is: lower, higher or none
     """
     rows = in_own_panels(pd.DataFrame(losses_of(arms)), panels)
+    if panels is not None:  # which have titles
+        rows["series"] = [name.removeprefix(f"{panel} ") for name, panel in zip(rows["series"], rows["panel"])]
     x = values_axis("lr", "learning rate", apart(rows["lr"]), "~g")
     title, note = f"{heading(measure)} vs learning rate", "points: seeds; lines: means over seeds"
-    return seed_lines(rows, x, pointed(measure, better), [*arms], title, own_scales=True, subtitle=note)
+    parts = [rows] if panels is None else [part for _, part in rows.groupby("panel", sort=False)]
+    if max(part["series"].nunique() for part in parts) > 1:
+        note += "; models are set slightly apart at each rate"
+        step = (rows["lr"].max() / rows["lr"].min()) ** (2 * DODGE)
+        rows = pd.concat([set_apart(part, "lr", "series", list(part["series"].unique()), step) for part in parts])
+    order = [*arms] if panels is None else [*rows["series"].unique()]
+    return seed_lines(rows, x, pointed(measure, better), order, title, own_scales=True, subtitle=note)
 
 
 def in_own_panels(rows: Rows, panels: Mapping[str, str] | None) -> Rows:

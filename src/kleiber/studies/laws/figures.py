@@ -136,15 +136,17 @@ def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     predicted = curve(law, record, N=np.array(shown["N"]), D=np.array(shown["D"]))
     shown = shown.assign(percent=100 * np.log(np.array(shown["loss"]) / predicted))
     tips = [*TIP, alt.Tooltip("percent:Q", format="+.2f")]
+    means = shown.groupby(["size", "C"], as_index=False, sort=False)["percent"].mean()
     tables = [
-        Marks(
-            rows=shown.groupby(["size", "C"], as_index=False, sort=False)["percent"].mean(), value="percent", line=2.2
-        ),
-        Marks(rows=shown, value="percent", points=40, opacity=0.7, shape=size_shape(shown), tips=tips),
+        Marks(rows=means, value="percent", line=2.2),
+        Marks(rows=shown, value="percent", points=30, opacity=0.4, shape=size_shape(shown), tips=tips),
+        end_names(means, "size", "C", "percent"),
     ]
-    x, y = log_axis("C", COMPUTE, shown["C"]), alt.Y("percent:Q", title="observed minus predicted loss (%)")
-    subtitle = f"points: runs; lines: means of each size; dashed: observed = predicted; {misfit_text(record)}"
-    color = size_color(sizes, alt.Legend())
+    x, y = log_axis("C", COMPUTE, shown["C"], room=1.8), alt.Y("percent:Q", title="observed minus predicted loss (%)")
+    several = len(shown) > len(means)
+    runs = "points: runs; lines: means of each size" if several else "points: one run each; lines join those of a size"
+    notes = ["predicted: by the law fitted to these runs", f"{runs}, named at their ends", misfit_text(record)]
+    subtitle, color = "; ".join(filter(None, notes)), size_color(sizes, alt.Legend())
     return lines(
         tables, x, y, "Observed minus predicted loss vs training compute", color=color, reference=0.0, subtitle=subtitle
     )
@@ -159,7 +161,7 @@ def misfit_text(record: Row) -> str:
     ends = [f"{row['slope']:+.2%} at {format_count(row['N'])}".replace("-", "\N{MINUS SIGN}") for row in sizes]
     p_value = min(stratum["p_value"] for stratum in misfit["strata"])
     p_text = f"{p_value:.2g}" if p_value >= 1e-3 else f"{p_value:.0e}".replace("e-0", "e-")
-    return f"misfit per doubling of tokens: {ends[0]}, {ends[1]} parameters (p = {p_text})"
+    return f"a doubling of the tokens changes it by {ends[0]} and {ends[1]} parameters (p = {p_text})"
 
 
 def exponents(record: Row) -> Chart:
