@@ -54,7 +54,7 @@ def test_an_arrow_has_room_on_its_side_of_the_axis(bound):
 def test_a_second_value_and_a_hollow_dot_are_drawn():
     rows = [{"series": name, "value": 1.0, "lo": 0.5, "hi": 1.5, "hollow": name == "b", "other": 0.8} for name in "ab"]
     chart = estimates(rows, ["a", "b"], "loss", "Finalists").to_dict()
-    dots, second = marks(chart, "point")
+    second, dots = marks(chart, "point")
     assert "fill" in dots["encoding"] and second["mark"]["shape"] == "diamond"
     assert second["encoding"]["x"]["field"] == "other"
 
@@ -115,3 +115,12 @@ def test_two_panels_of_lines_with_long_names_stand_one_below_the_other():
     lines = [marks(panel, "point")[0]["encoding"]["y"] for panel in panels]
     assert [line.get("scale") for line in lines] == [None, None] and lines[0]["sort"] == ["a", "b", "c", "d"]
     assert [panel["height"] for panel in panels] == [90, 70], "a panel that lacks a line has no empty place"
+
+
+def test_intervals_of_some_rows_have_end_caps():
+    rows = [{"series": name, "value": 1.0, "lo": 0.5, "hi": 1.5, "capped": name == "b"} for name in "ab"]
+    caps = [
+        mark for mark in marks(estimates(rows, ["a", "b"], "loss", "Means").to_dict(), "point") if "transform" in mark
+    ]
+    assert [cap["encoding"]["x"]["field"] for cap in caps] == ["lo", "hi"]
+    assert {cap["transform"][0]["filter"] for cap in caps} == {"datum.capped"}

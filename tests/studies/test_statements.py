@@ -60,17 +60,18 @@ def result(values, turned=False, looks=1, limits=None, unit="nats", open_ends=(F
     [
         ([-0.2, -0.21], {}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
         ([0.2, 0.21], {}, "contradicted", "loss is higher (not lower) with arm b than with arm a, by 0.205 ["),
-        ([0.2, 0.21], {"direction": "not_higher"}, "contradicted", "loss is higher with arm b than with arm a, by "),
+        ([0.2, 0.21], {"direction": "not_higher"}, "contradicted",
+         "loss is higher with arm b than with arm a, contrary to the claim, by "),
         ([-0.2, -0.21], {"direction": "not_higher"}, "supported", "loss is lower with arm b than with arm a, by 0.205"),
         ([-0.2, -0.21], {"margin": 0.1}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
         ([0.01, -0.01], {"margin": 0.2}, "contradicted",
-         "loss is not lower by more than 0.2 nats with arm b than with arm a: 0 nats, between 0.06"),
+         "loss is not lower by more than 0.2 nats with arm b than with arm a, contrary to the claim: 0 nats, "),
         ([0.5, 0.51], {"margin": 0.2}, "contradicted",
          "loss is higher (not lower) with arm b than with arm a, by 0.505 ["),
         ([0.5, 0.51], {"direction": "not_higher", "margin": 0.2}, "contradicted",
-         "loss is higher by more than 0.2 nats with arm b than with arm a: 0.505 nats higher, between 0.473 and "),
+         "loss is higher by more than 0.2 nats with arm b than with arm a, contrary to the claim: 0.505 nats higher, "),
         ([-0.5, -0.51], {"direction": "within", "margin": 0.2}, "contradicted",
-         "loss is lower by more than 0.2 nats with arm b than with arm a: 0.505 nats lower, between 0.473 and "),
+         "loss is lower by more than 0.2 nats with arm b than with arm a, contrary to the claim: 0.505 nats lower, "),
         ([0.001, 0.0], {"direction": "within", "margin": 0.2}, "supported", "loss with arm b is within 0.2 nats of"),
         ([0.1, -0.2], {}, "undecided",
          "whether loss is lower with arm b than with arm a: 0.05 nats lower, between 0.997 lower and 0.897 higher"),
@@ -121,6 +122,7 @@ def test_a_text_that_is_contradicted_is_turned_or_negated(text, claim, contrary)
     (found,) = decide_together([Question(claim=claim, text=text, values=values, unit="nats")], 0.9)
     is_level = claim.against is None or claim.direction.startswith("not_") or "it does not hold" in contrary
     joint = ": " if is_level else ", by "
+    joint = f"{', contrary to the claim' * (claim.direction == 'not_higher')}{joint}"
     assert found.decision == "contradicted" and verdict(found).startswith(f"{contrary}{joint}")
 
 

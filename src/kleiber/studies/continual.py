@@ -40,7 +40,7 @@ CLAIMS = ("ACC", "LA", "forgetting", "savings")  # metrics by which each method 
 IN_WORDS = {
     "ACC": "mean score at the end",
     "LA": "mean score right after learning a task",
-    "savings": "saved share of the steps of the first learning",
+    "savings": "share of the steps of the first learning that relearning saves",
 }  # what sentences call metrics
 
 

@@ -23,6 +23,7 @@ ORDER = (Decision.SUPPORTED, Decision.CONTRADICTED, Decision.UNDECIDED, Decision
 CONTRARY = {"lower": "higher", "higher": "lower"}
 MIRRORED = {**CONTRARY, "not_lower": "not_higher", "not_higher": "not_lower", "within": "within"}
 COMPARATIVES = {"lower": ("lower", "less"), "higher": ("higher", "more")}  # words of texts, by direction
+DENIED = "it does not hold that "  # in front of a claim whose contrary its text does not tell
 SEEDS = ("seeds", "values of seed", "base models")  # samples of which a design adds more by design.seeds
 
 
@@ -109,7 +110,7 @@ def denial(claim: Claim, text: str) -> str:
     if positive != claim.direction and text.count(f"not {positive}") == 1:
         return text.replace(f"not {positive}", positive)
     if match is None:
-        return prefixed("it does not hold that ", text)
+        return prefixed(DENIED, text)
     at = COMPARATIVES[claim.direction].index(match[0])
     contrary = COMPARATIVES[CONTRARY[claim.direction]][at]
     return contrasted(claim, text[: match.start()] + contrary + text[match.end() :])
@@ -156,20 +157,22 @@ def verdict(result: Result) -> str:
         if result.decision == Decision.NOT_TESTED:
             return f"{text}, since {result.why}{f'; measured: {number}' if number else ''}"
         return f"{text}: {number}" if number else text
-    supported = result.decision == Decision.SUPPORTED
+    supported, contrary = result.decision == Decision.SUPPORTED, ", contrary to the claim"
     if wording is None:
         text = question.text if supported else denial(claim, question.text)
+        contrary *= not supported and "(not " not in text and DENIED not in text
         is_told = claim.against is not None and comparative(claim, question.text) is not None
     else:
         held = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
         text = wording(held)
         text = contrasted(claim, text) if held.direction == CONTRARY.get(claim.direction) else text
+        contrary *= not supported and "(not " not in text
         claim, is_told = held, held.direction in CONTRARY and not (held.margin or held.less)
     if not is_told or any(question.open_ends):
-        return f"{text}: {measured(claim, estimate, question)}"
+        return f"{text}{contrary}: {measured(claim, estimate, question)}"
     size = estimate if estimate.value > 0 else estimate.negated()
     unit = estimate.unit.removeprefix("share ")
-    return f"{text}, by {' '.join(replace(size, unit=unit).text('.3g').split())}"
+    return f"{text}{contrary}, by {' '.join(replace(size, unit=unit).text('.3g').split())}"
 
 
 def measured(claim: Claim, estimate: Estimate, question: Question) -> str:

@@ -40,3 +40,10 @@ def test_ticks_of_a_logarithmic_axis_are_apart_and_have_its_ends(values):
     assert set(kept) <= values and kept == sorted(kept) and {min(values), max(values)} <= set(kept)
     least = (max(values) / min(values)) ** forms.NEAREST
     assert all(high >= low * least * (1 - 1e-9) for low, high in itertools.pairwise(kept))
+
+
+def test_rows_have_caps_where_the_intervals_of_some_hold_together():
+    rows = pd.DataFrame({"level": [0.97, 0.9, None]})
+    assert forms.with_caps(rows, 0.9)["capped"].tolist() == [True, False, False]
+    assert not forms.with_caps(rows[:1], 0.9)["capped"].any(), "all hold together, and the note says so"
+    assert not forms.with_caps(pd.DataFrame({"lo": [0.1]}), 0.9)["capped"].any()

@@ -190,7 +190,8 @@ def averaging(rows: Rows) -> list[Question]:
         change = keyed[name, 0.5] - (keyed[name, 0.0] + keyed[name, 1.0]) / 2
         by_seed = change.groupby("seed").mean().dropna().tolist()
         claim = Claim(of={"alpha": 0.5}, against={"alpha": "mean of 0 and 1"}, measure=name)
-        text = f"halfway between the weights before and after, {measure} is lower than the mean of its values at both"
+        middle = "with weights halfway between those before and after fine-tuning"
+        text = f"{middle}, {measure} is lower than its mean at the two ends"
         asked.append(question(claim, text, by_seed, {}))
     return asked
 

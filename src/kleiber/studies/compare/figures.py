@@ -63,7 +63,9 @@ def tuning(
     """
     rows = in_own_panels(pd.DataFrame(losses_of(arms)), panels)
     if panels is not None:  # which have titles
-        rows["series"] = [name.removeprefix(f"{panel} ") for name, panel in zip(rows["series"], rows["panel"])]
+        rows["series"] = [
+            name.removeprefix(f"{panel} ") for name, panel in zip(rows["series"], rows["panel"], strict=True)
+        ]
     x = values_axis("lr", "learning rate", apart(rows["lr"]), "~g")
     title, note = f"{heading(measure)} vs learning rate", "points: seeds; lines: means over seeds"
     parts = [rows] if panels is None else [part for _, part in rows.groupby("panel", sort=False)]
