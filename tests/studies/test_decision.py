@@ -68,6 +68,7 @@ def test_an_interval_decides_a_claim(direction, margin, lo, hi, decision):
 def test_the_bound_of_a_claim_is_on_its_side_of_0():
     bounds = {"lower": -0.2, "higher": 0.2, "not_higher": 0.2, "not_lower": -0.2, "within": None}
     assert {direction: Criterion(direction, 0.2).bound for direction in bounds} == bounds
+    assert Criterion("within", 0.2).bounds == (-0.2, 0.2) and Criterion("higher", 0.2).bounds == (None, 0.2)
 
 
 def test_without_an_interval_nothing_is_tested():
