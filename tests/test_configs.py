@@ -104,6 +104,7 @@ def overrides(choice: str) -> list[str]:
         "grpo",
         "sums_and_words",
         "forgetting",
+        "forgetting_4m",
         "forgetting_law",
         "moe_forgetting",
         "adapters",

@@ -101,6 +101,12 @@ ADAPTERS = [
     "rank4:{adapter:lora,adapter.rank:4,optimizer.lr:[0.1]}}",
     "design.base={data.domain:docs,budget.tokens:10k,adapter:null}", "design.seeds=1", "design.tokens=5k",
 ]  # fmt: skip
+FORGETTING_4M = [
+    "design.arms={none:{optimizer.lr:[0.01]},replay:{optimizer.lr:[0.01]},lora:{optimizer.lr:[0.03]}}",
+    "design.base={data.domain:docs,budget.tokens:10k,retention:null}", "design.seeds=1", "design.tokens=5k",
+    "model.depth=2", "data.tokenizer=bytes", "data.vocab_size=null", "trainer.compile=false", "trainer.precision=32",
+    "batch.tokens=256",
+]  # fmt: skip
 CONTINUAL = [
     "design.seeds=1", "design.orders=1", "eval.every_steps=10", "budget.tokens=5k",
     "design.arms={l2sp:null,ewc:null,lwf:null,agem:null}",

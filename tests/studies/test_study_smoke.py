@@ -25,6 +25,7 @@ from studies.smoke_overrides import (
     EXPERTS,
     EXPLAIN,
     FEW_LABELS,
+    FORGETTING_4M,
     ISOFLOP,
     JUDGED,
     LONGER_SUMS,
@@ -132,6 +133,7 @@ STUDIES = {
         "",
         decision="not tested",
     ),
+    "forgetting_4m": Expected([*NARROW, *FORGETTING_4M], 4, "", decision="not tested"),
     "forgetting_law": Expected(
         [
             f"{BASE},model.width:[32,48],budget.ratio:null}}",
