@@ -35,6 +35,11 @@ def test_of_many_documents_a_sample_is_looked_for(monkeypatch: pytest.MonkeyPatc
     assert 400 <= counts["documents"] <= 401 and 70 <= counts["exact"] <= 130
 
 
+def test_few_validation_documents_are_a_warning() -> None:
+    none, enough = ({"documents": n, "exact": 0, "normalized": 0} for n in (1, 5))
+    assert "1 row," in str(overlap_warning(none, "row")) and overlap_warning(enough) is None
+
+
 def test_more_than_a_hundredth_is_a_warning() -> None:
     few, many = ({"documents": 200, "exact": n, "normalized": n} for n in (2, 3))
     assert overlap_warning(few) is None and "data.path" in str(overlap_warning(many, "row"))

@@ -139,6 +139,10 @@ def with_columns(listing: Listing, columns: tuple[str, ...], name: str) -> Listi
     if all(file.name in chosen.texts for _, file in chosen.all_files()) and (columns != ("text",) or not chosen.files):
         present = dict.fromkeys(column for file in without for column in listing.columns[file]) or {"text": None}
         absent = next(column for column in columns if column not in present)
+        if [*present] == ["text"] and not any(listing.columns[file] for file in without):
+            raise ConfigError(
+                f"data.text={absent}: data.path={name} has files of plain text, which have no columns: remove data.text"
+            )
         raise ConfigError(
             f"data.text={absent}: data.path={name} has no such column; set data.text to one of {', '.join(present)}"
         )

@@ -20,6 +20,7 @@ Hashes = UInt64[np.ndarray, "_ 2"]  # the hash and the normalized hash of each d
 SAMPLE = 1 << 22  # validation documents that are looked for
 AT_ONCE = 1 << 20  # training documents that are compared in one step
 SHARE = 0.01  # of the validation documents: more than that is a warning
+FEW = 5  # validation documents: fewer are a warning
 NO_TEXT = document_hash([""])
 
 
@@ -60,9 +61,18 @@ def describe_overlap(shared: Json, unit: str = "document") -> str:
 
 
 def overlap_warning(shared: Json, unit: str = "document") -> str | None:
-    """Returns the sentence and the fix where so many documents are shared that the validation loss is misleading."""
+    """Returns the sentence and the fix where the validation loss misleads.
+
+    It does where documents are shared, and where there are few of them, so that the loss is that of their texts alone.
+    """
     if shared["normalized"] <= SHARE * shared["documents"]:
-        return None
+        if shared["documents"] >= FEW:
+            return None
+        count = f"only {shared['documents']} {unit}{'s' * (shared['documents'] != 1)}"
+        return (
+            f"validation has {count}, so its loss says little about other texts: put more of them into a folder named "
+            "validation, with data.splits=files"
+        )
     return (
         f"{describe_overlap(shared, unit)}. The validation loss is partly that of text that was trained on: remove it "
         "from the validation files of data.path, or remove these files, so that kleiber cuts a validation split"

@@ -63,6 +63,8 @@ def evaluate(
     misplaced = [name for name in names if name in list_choices("evals") and not Path(name).exists()]
     if misplaced:
         raise ValueError(f"{misplaced[0]} is an evaluation: write --evals {','.join([evals, *misplaced])}")
+    if names and not data and (Path(names[0]) / "config.yaml").is_file():
+        raise ValueError(f"kleiber eval takes one run, and {names[0]} is another: write a command for each")
     if names and not data:
         raise ValueError(f"{names[0]} must be evals.NAME.KEY=VALUE, or follow --data as a name or path of data")
     settings += [] if tasks is None else [f"evals.harness.tasks=[{tasks}]"]
