@@ -33,7 +33,7 @@ def test_tables_of_another_kind_without_the_columns_are_left_out_and_json_is_a_t
         (listing(b_csv=("text",), c_csv=("x", "y")), ("text",), r"c\.csv in data\.path=set .* columns are x, y"),
         (listing(c_csv=("x", "y")), ("text",), "data.text=text: .* set data.text to one of x, y"),
         (listing(("a.md",), c_csv=("x", "y")), ("body",), "data.text=body: .* set data.text to one of x, y"),
-        (listing(("a.md",)), ("body",), "data.text=body: .* set data.text to one of text"),
+        (listing(("a.md",)), ("body",), "data.text=body: .* remove data.text"),
         (listing(c_csv=("x",)), ("x", "y"), "data.text=y: .* set data.text to one of x"),
     ],
 )

@@ -119,6 +119,13 @@ def test_a_stage_of_a_run_is_evaluated_by_its_path(monkeypatch, tmp_path, capsys
     assert main(["eval", str(tmp_path / "nowhere" / "8M"), "--evals", "perplexity"]) == 2
 
 
+def test_a_second_run_is_told_a_command_of_its_own(tmp_path, capsys):
+    for name in ("a", "b"):
+        fake_run(tmp_path / name)
+    assert main(["eval", str(tmp_path / "a"), str(tmp_path / "b"), "--evals", "perplexity"]) == 2
+    assert f"{tmp_path / 'b'} is another" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("rest", [[], ["--data", "wikitext"]])
 def test_names_of_evaluations_without_a_comma_are_told_the_list_to_write(rest, tmp_path, capsys):
     fake_run(tmp_path)
