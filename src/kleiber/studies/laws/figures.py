@@ -136,7 +136,7 @@ def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     predicted = curve(law, record, N=np.array(shown["N"]), D=np.array(shown["D"]))
     shown = shown.assign(percent=100 * np.log(np.array(shown["loss"]) / predicted))
     tips = [*TIP, alt.Tooltip("percent:Q", format="+.2f")]
-    means = shown.groupby(["size", "C"], as_index=False, sort=False)["percent"].mean()
+    means = pd.DataFrame(shown.groupby(["size", "C"], as_index=False, sort=False)["percent"].mean())
     tables = [
         Marks(rows=means, value="percent", line=2.2),
         Marks(rows=shown, value="percent", points=30, opacity=0.4, shape=size_shape(shown), tips=tips),
