@@ -188,5 +188,5 @@ def test_rows_of_validation_that_were_trained_on_are_a_warning(tmp_path: Path, c
     assert same.manifest["same"]["overlap"] == {"documents": 40, "exact": 40, "normalized": 40}
     (warning,) = same.reading.warnings
     assert "40 of 40 validation rows (100%)" in warning and "data.path" in warning
-    held_out = Labelled(jsonl(tmp_path / "one.jsonl", table)).prepare(32)
+    held_out = Labelled(jsonl(tmp_path / "one.jsonl", reviews(200))).prepare(32)
     assert held_out.manifest["one"]["overlap"]["exact"] == 0 and held_out.reading.warnings == ()

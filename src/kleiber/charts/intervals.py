@@ -48,9 +48,8 @@ def estimates(
             feeds; panel; bound, a key of BOUNDS: of a bound, an arrow runs from the dot to the side that is open, and
             only the other side of the interval is drawn; of a value that nothing bounds there is a word in place of the
             dot; reference, a value at which the panel has a dashed line; hollow, whether the dot is; other, a second
-            value, and another, drawn alike; capped, whether the interval has end caps; better, the side of the axis
-            that is, of all rows of a panel: lower, higher or none; below, the title of the axis of a panel, by default
-            `x_title`
+            value, and another, drawn alike; capped, whether its interval has end caps; better, the side of the axis
+            that is, of all rows of a panel: lower, higher or none; below, the title of the axis, else `x_title`
     order   all series of the page, for their colors, or with them, which lines have if all are methods
     zero    draws a dashed line at 0
     domain  of the horizontal axis, by default over the values of each panel

@@ -69,8 +69,7 @@ def draw_estimates(node: Node, view: View, rows: Rows, _: Tables) -> Chart:
         rows = rows.assign(name=names + "\n" + rows["verdict"])
     rows = within_limits(rows, mapping(node.get("limits"), "limits"))
     rows = rows.assign(better=[view.measures[name].better for name in rows["measure"]])
-    rows = rows if node.get("sort") is False else by_effect(rows, line)
-    rows = with_caps(rows, view.level)
+    rows = with_caps(rows if node.get("sort") is False else by_effect(rows, line), view.level)
     kept = ["series", "name", "panel", "value", "lo", "hi", "capped", "reference", "better"]
     kept += ["below"] * by_measure + ["other", "another"] * ("other" in rows)
     panels = texts(node.get("panel"), "panel")
