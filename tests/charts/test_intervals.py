@@ -53,10 +53,11 @@ def test_an_arrow_has_room_on_its_side_of_the_axis(bound):
 
 def test_a_second_value_and_a_hollow_dot_are_drawn():
     rows = [{"series": name, "value": 1.0, "lo": 0.5, "hi": 1.5, "hollow": name == "b", "other": 0.8} for name in "ab"]
+    rows[0]["another"] = 0.6
     chart = estimates(rows, ["a", "b"], "loss", "Finalists").to_dict()
-    second, dots = marks(chart, "point")
+    another, second, dots = marks(chart, "point")
     assert "fill" in dots["encoding"] and second["mark"]["shape"] == "diamond"
-    assert second["encoding"]["x"]["field"] == "other"
+    assert [mark["encoding"]["x"]["field"] for mark in (another, second)] == ["another", "other"]
 
 
 def test_series_of_one_line_have_places_and_a_legend():

@@ -79,6 +79,13 @@ def test_a_table_is_drawn_as_it_declares():
     assert [layer["mark"]["type"] for layer in lines([unknown], X, Y, "Loss vs x").to_dict()["layer"]] == ["line"]
 
 
+def test_bars_of_some_rows_have_end_caps():
+    chart = lines([Marks(rows=LAW.assign(capped=LAW["x"] < 2), bars=1.0)], X, Y, "Loss vs x").to_dict()
+    caps = marks(chart, "point")
+    assert [cap["encoding"]["y"]["field"] for cap in caps] == ["lo", "hi"]
+    assert {cap["transform"][0]["filter"] for cap in caps} == {"datum.capped"}
+
+
 def test_panels_have_their_rows_their_reference_and_their_unit():
     rows = pd.concat([LAW.assign(panel="loss", at=2.0), LAW.assign(panel="share", value=LAW["value"] / 10, at=0.2)])
     options = {"panel": "panel", "reference": "at", "own_scales": True, "units": {"loss": "nats", "share": "%"}}

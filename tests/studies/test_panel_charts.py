@@ -9,7 +9,7 @@ import pytest
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.chart_forms import shifted
 from kleiber.studies.panel import Panel
-from kleiber.studies.panel_charts import are_clear, far_away, within_limits
+from kleiber.studies.panel_charts import are_clear, beyond, far_away, within_limits
 
 from .colors import colors
 from .panels import LOSS, draw_all, plant
@@ -206,6 +206,9 @@ def test_pale_points_far_from_the_others_do_not_stretch_the_axes():
     pale = np.array([False, False, True, True, True])
     assert far_away(points, pale).tolist() == [False, False, False, True, True]
     assert not far_away(points, np.full(5, True)).any()
+    left_out = points[far_away(points, pale)].assign(series="mixtures")
+    assert beyond(left_out, "loss", "loss") == "beyond the axes: 2 of the mixtures, with a loss up to 4"
+    assert beyond(left_out[:0], "loss", "loss") == ""
 
 
 def test_a_matrix_and_a_distribution_show_their_cells(runs):

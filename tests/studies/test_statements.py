@@ -149,7 +149,7 @@ def test_the_interval_of_a_level_ends_at_the_ends_of_its_scale():
         (
             [-0.2, -0.21],
             (False, True),
-            ": at most 0.205 nats lower (up to 0.237 with the interval), and possibly higher; ",
+            ": at most 0.205 nats lower (0.237 with the interval), and possibly higher; ",
         ),
         (
             [0.2, 0.21],
@@ -159,7 +159,7 @@ def test_the_interval_of_a_level_ends_at_the_ends_of_its_scale():
         (
             [0.2, -0.1],
             (True, False),
-            ": at most 0.05 nats higher (up to 0.997 with the interval), and possibly lower; ",
+            ": at most 0.05 nats higher (0.997 with the interval), and possibly lower; ",
         ),
         ([0.2, 0.21], (True, True), ": 0.205 nats higher, between 0.173 and 0.237 higher, as a difference of bounds; "),
     ],

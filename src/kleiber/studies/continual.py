@@ -188,7 +188,7 @@ def question(claim: Claim, start: str, best: Rows, rates: Mapping[str, Sequence[
         return f"{statement(names, measure, unit, lambda _, value: label(str(value)))}, from {start}"
 
     unit, measure = unit_of(metric, best), IN_WORDS.get(metric, LABELS[metric])
-    measure += " (minus the loss)" * ("score" in measure and best["kind"].iloc[0] == "loss")
+    measure += " (the negative of the loss)" * ("score" in measure and best["kind"].iloc[0] == "loss")
     claim = replace(claim, of={**claim.of, "start": start}, equal=equal or None)
     return Question(
         claim=claim, text=wording(claim), wording=wording, values=values, unit=unit,

@@ -199,7 +199,7 @@ def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
     side, other = ("lower", "higher") if estimate.value < 0 else ("higher", "lower")
     size = " ".join(f"{abs(estimate.value):.3g} {estimate.unit}".split())
     if not at_least:
-        limit = "" if end is None else f" (up to {abs(end):.3g} with the interval)"
+        limit = "" if end is None else f" ({abs(end):.3g} with the interval)"
         return f"at most {size} {side}{limit}, and possibly {other}; {why}"
     beyond = f" {other}" if end is not None and end * estimate.value < 0 else ""
     limit = "" if end is None else f" ({abs(end):.3g}{beyond} with the interval)"

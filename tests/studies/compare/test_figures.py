@@ -31,6 +31,14 @@ def test_tuning_draws_every_finite_run_and_the_others_only_the_best_rate():
     assert drawn(figures.side_by_side(untuned, "loss"), "hollow") == {False}, "a mark that all have tells nothing"
 
 
+def test_arms_stand_apart_at_each_rate_and_their_names_do_not_repeat_that_of_their_panel():
+    assert len(drawn(figures.tuning(ARMS, "loss"), "lr")) == 4, "two arms at two rates"
+    assert drawn(figures.tuning({"plain": ARMS["plain"]}, "loss"), "lr") == {0.01, 0.1}
+    arms = {f"A {name}": arm for name, arm in ARMS.items()} | {"B plain": ARMS["plain"]}
+    chart = figures.tuning(arms, "loss", {name: name[0] for name in arms})
+    assert drawn(chart, "series") == {"plain", "changed"}
+
+
 def titles(chart):
     return [panel["title"] for panel in chart.to_dict()["concat"]]
 

@@ -161,7 +161,7 @@ def misfit_text(record: Row) -> str:
     ends = [f"{row['slope']:+.2%} at {format_count(row['N'])}".replace("-", "\N{MINUS SIGN}") for row in sizes]
     p_value = min(stratum["p_value"] for stratum in misfit["strata"])
     p_text = f"{p_value:.2g}" if p_value >= 1e-3 else f"{p_value:.0e}".replace("e-0", "e-")
-    return f"a doubling of the tokens changes it by {ends[0]} and {ends[1]} parameters (p = {p_text})"
+    return f"with twice the tokens: {ends[0]} and {ends[1]} parameters (p = {p_text})"
 
 
 def exponents(record: Row) -> Chart:
