@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from html_elements import HOSTILE, elements
 from processes import PATIENCE
 
 from kleiber.launch.cli import main
-from kleiber.studies.report import page
+from kleiber.studies.report import MOST_OPEN, closing_lines, page
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import Findings
 
@@ -149,3 +150,17 @@ def test_a_study_of_200_sizes_is_drawn(tmp_path):
     assert main(["report", str(tmp_path / "wide"), "--out", str(tmp_path / "page.html")]) in (0, 3)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert all(f'<div id="{name}">' in page for name in ("ladder", "frontier", "residuals")) and "size199" in page
+
+
+def test_the_terminal_states_claims_that_are_not_decided_and_not_in_the_answer():
+    claims = [{"decision": "supported", "verdict": "a"}, {"decision": "undecided", "verdict": "whether told"}]
+    claims += [{"decision": "undecided", "verdict": f"whether {i}"} for i in range(MOST_OPEN + 1)]
+    findings = {
+        "answer": "Supported: a. Undecided: whether told.",
+        "claims": claims,
+        "runs": "2 finished",
+        "missing": [],
+    }
+    lines = closing_lines(findings, Path("report.html"))
+    assert lines[1 : 1 + MOST_OPEN] == [f"Undecided: whether {i}." for i in range(MOST_OPEN)]
+    assert len(lines) == MOST_OPEN + 4 and " 1 more" in lines[1 + MOST_OPEN], "and a line for the one beyond"

@@ -27,7 +27,7 @@ ARMS = {"of": {"arm": "b"}, "against": {"arm": "a"}}
     ("claim", "text"),
     [
         (ARMS, "loss is lower with arm b than with arm a"),
-        ({**ARMS, "direction": "not_higher"}, "loss is not higher with arm b than with arm a"),
+        ({**ARMS, "direction": "not_higher"}, "loss is no higher with arm b than with arm a"),
         ({**ARMS, "margin": 0.1}, "loss is lower by more than 0.1 nats with arm b than with arm a"),
         ({**ARMS, "less": 0.5}, "loss is lower with arm b than with arm a, by more than 0.5"),
         ({**ARMS, "equal": "flops"}, "loss is lower with arm b than with arm a, at equal training FLOPs"),
@@ -65,7 +65,7 @@ def result(values, turned=False, looks=1, limits=None, unit="nats", open_ends=(F
         ([-0.2, -0.21], {"direction": "not_higher"}, "supported", "loss is lower with arm b than with arm a, by 0.205"),
         ([-0.2, -0.21], {"margin": 0.1}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
         ([0.01, -0.01], {"margin": 0.2}, "contradicted",
-         "loss is not lower by more than 0.2 nats with arm b than with arm a, contrary to the claim: 0 nats, "),
+         "loss is at most 0.2 nats lower with arm b than with arm a, contrary to the claim: 0 nats, "),
         ([0.5, 0.51], {"margin": 0.2}, "contradicted",
          "loss is higher (not lower) with arm b than with arm a, by 0.505 ["),
         ([0.5, 0.51], {"direction": "not_higher", "margin": 0.2}, "contradicted",

@@ -40,7 +40,7 @@ CLAIMS = ("ACC", "LA", "forgetting", "savings")  # metrics by which each method 
 IN_WORDS = {
     "ACC": "mean score at the end",
     "LA": "mean score right after learning a task",
-    "savings": "share of the steps of the first learning that relearning saves",
+    "savings": "share of steps saved when relearning",
 }  # what sentences call metrics
 
 

@@ -194,7 +194,7 @@ def questions(drifts: Sequence[Row], waiting: str, axis: Axis = "width") -> list
     It transfers where it moves by less than half a doubling per doubling of the size.
     """
     rows = {row["parametrization"]: row for row in drifts}
-    unit = f"doublings per doubling of the {axis}"
+    unit = "doublings of the rate"
     method = "parabolas in log rate; Student's t, noise pooled over sizes"
     asked = []
     for name, row in rows.items():
@@ -203,10 +203,10 @@ def questions(drifts: Sequence[Row], waiting: str, axis: Axis = "width") -> list
         if not sides:
             continue
         of, against = {"parametrization": name}, {"parametrization": MUP}
-        text = f"under muP the best rate moves by less than half a doubling per doubling of the {axis}"
+        text = f"under muP, the best rate moves by less than half a doubling for each doubling of the {axis}"
         claim = Claim(of=of, measure="drift", direction="within", margin=0.5)
         if name != MUP:
-            text = f"with the {label_of(name)} the best rate falls more for each doubling of the {axis} than under muP"
+            text = f"with the {label_of(name)}, the best rate falls more for each doubling of the {axis} than under muP"
             claim = Claim(of=of, against=against, measure="drift")
         at = partial(drift_estimate, sides, unit=unit)
         asked.append(Question(claim=claim, text=text, at=at, unit=unit, problem=waiting, method=method))

@@ -27,6 +27,7 @@ from kleiber.records.regular_files import make_folder
 from kleiber.records.terminal import print_line
 from kleiber.records.wandb_run import address, log_table, node_of, start_run, use_run, was_online
 from kleiber.studies.compare.rows import Rows
+from kleiber.studies.decision import Decision
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.overview import Overview
 from kleiber.studies.study import Findings, Study, content
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from kleiber.charts.theme import Chart
 
+MOST_OPEN = 3  # claims that are not decided, which the terminal states beside the answer
 LONGEST_NAME = 60  # characters of the name of a claim in W&B
 FILES = ("findings.json", "report.html", archive.NAME)  # of the artifact, beside laws.json
 
@@ -239,8 +241,20 @@ def report(
 def closing_lines(findings: Json, page: Path) -> list[str]:
     """Returns the lines that the command prints after it has written the report to `page`."""
     missing = f"; not finished: {listed(findings['missing'], most=5)}" if findings["missing"] else ""
-    lines = [findings["answer"], f"{findings['runs']}{missing}", f"report: {page}"]
+    lines = [findings["answer"], *open_claims(findings), f"{findings['runs']}{missing}", f"report: {page}"]
     return [*lines, *(f"not logged to W&B: {part}" for part in findings.get("not_mirrored", ()))]
+
+
+def open_claims(findings: Json) -> list[str]:
+    """Returns the claims that are not decided and not in the answer, since the exit code tells of them, too."""
+    unsettled = [
+        claim for claim in findings["claims"] if claim["decision"] in (Decision.UNDECIDED, Decision.NOT_TESTED)
+    ]
+    told = [claim for claim in unsettled if claim["verdict"] in findings["answer"]]
+    rest = [claim for claim in unsettled if claim not in told]
+    lines = [f"{claim['decision'].capitalize()}: {claim['verdict']}." for claim in rest[:MOST_OPEN]]
+    more = len(rest) - len(lines)
+    return [*lines, f"Not decided: {more} more, in the report."] if more > 0 else lines
 
 
 def folder_of(source: Path) -> Path:

@@ -38,7 +38,7 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
         return claim.text.format_map(values)
     amount = f"{claim.margin:g} {unit}".strip()
     negation, _, comparative = claim.direction.rpartition("_")
-    by = f" by more than {amount}" if claim.margin else ""
+    by = f" by more than {amount}" if claim.margin and not negation else ""
     against = {**claim.of, **(claim.against or {})}
     ours, theirs, shared = group(claim.of, against, label), group(against, claim.of, label), ""
     common = {key: value for key, value in claim.of.items() if against[key] == value and key not in (claim.than or {})}
@@ -48,7 +48,7 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
         measure = f"the difference in {measure} between {ours} and {theirs}"
         of = {key: claim.of.get(key, value) for key, value in claim.than.items()}
         ours, theirs = group(of, claim.than, label), group(claim.than, of, label)
-    size = f"{'not ' * bool(negation)}{comparative}"
+    size = f"{f'at most {amount}' if claim.margin else 'no'} {comparative}" if negation else comparative
     if claim.against is None:
         than, of = f"{claim.less:g} {unit}".strip(), group(claim.of, {}, label)
         relation = f"within {amount} of {than}" if claim.direction == "within" else f"{size} than {than}{by}"

@@ -234,7 +234,7 @@ def untuned_arm(tried: Rows, kind: str, start: str) -> str:
     for task, rows in part.groupby("task"):
         best = float(rows.loc[rows["score"].idxmax(), "lr"])
         if why := untuned(sorted(set(rows["lr"])), best, int(rows["seed"].nunique())):
-            return f"for {named(kind, start)} on {readable(str(task))}, {why}"
+            return f"on {readable(str(task))}, {'without' if start == SCRATCH else 'with this'} pre-training, {why}"
     return ""
 
 
