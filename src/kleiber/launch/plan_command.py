@@ -206,7 +206,8 @@ def forecast_of(chosen: Candidate, hours: float, devices: int, record: Row, form
         "devices": devices, "params": chosen.params, "tokens": chosen.tokens, "lr": config["optimizer"]["lr"],
         "batch_tokens": config["batch"]["tokens"],
         "predicted": {"value": answer["value"], "lo": answer["run_lo"], "hi": answer["run_hi"], "law_lo": answer["lo"],
-                      "law_hi": answer["hi"], "level": record["level"], "decades": answer["decades"]},
+                      "law_hi": answer["hi"], "level": record["level"], "decades": answer["decades"],
+                      "farthest": answer["farthest"]},
         "law": {"name": form.name, "formula": form.formula, "source": form.source,
                 "params": {name: value["value"] for name, value in record["params"].items()}},
         "speed": {"tokens_per_s": chosen.tokens_per_s, "seconds": chosen.seconds, "source": "measured in a few steps"},
@@ -232,7 +233,7 @@ def lines(forecast: Row, record: Row) -> list[str]:
 
     predicted, speed = forecast["predicted"], forecast["speed"]
     ends = format_interval(predicted["lo"], predicted["hi"], ".4g")
-    far = distance_text(predicted["decades"])
+    far = distance_text(predicted["decades"], predicted["farthest"])
     return [
         f"size      {forecast['params']:,} active parameters",
         f"tokens    {forecast['tokens']:,} ({forecast['tokens'] / forecast['params']:.0f} per parameter)",

@@ -75,7 +75,9 @@ def test_compute_alone_refuses_a_point_beyond_the_limit(record):
     """N and D lie 1.5 decades outside, C 3: the farthest counts, and the limit is the caller's."""
     answer = at(record, 10**1.5, max_decades=2.9)
     assert answer["decades"] == pytest.approx(3.0) and answer["value"] is None and "run_lo" not in answer
-    assert "2.9" in answer["refused"]
+    assert "2.9" in answer["refused"] and answer["farthest"] == "C"
+    assert predict(record, LAW, {**TOP, "N": TOP["N"] * 10, "D": TOP["D"] / 10})["farthest"] == "N"
+    assert at(record)["farthest"] is None, "inside the rows"
     allowed = at(record, 10**1.5, max_decades=3.1)
     assert allowed["value"] is not None and "refused" not in allowed
 

@@ -185,7 +185,8 @@ def prediction_line(prediction: Row, level: float) -> str:
         excess = prediction["excess"]
         ends = "" if excess["lo"] is None else f" {percent(level)} {format_interval(excess['lo'], excess['hi'], '.2%')}"
         parts.append("excess loss unknown" if excess["value"] is None else f"excess loss {excess['value']:.2%}{ends}")
-    return f"{at}: {'; '.join(parts)}; {distance_text(prediction['decades'])}"
+    far = distance_text(prediction["decades"], prediction["farthest"])
+    return f"{at}: {'; '.join(parts)}; {far}"
 
 
 def _axis_text(axis: str, estimate: Row, level: float) -> str:

@@ -133,21 +133,25 @@ def decades_outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, Arra
     return far
 
 
-def distance_text(decades: float) -> str:
-    """Returns how far a point lies from the fitted rows, such as `5 times beyond the fitted range`."""
+def distance_text(decades: float, farthest: str | None = None) -> str:
+    """Returns how far a point lies from the fitted rows, such as `5 times beyond the fitted range of C`.
+
+    farthest  the input, or C for compute, of which that is the distance
+    """
     times = 10**decades
     if times < 1.005:
         return "within the fitted range"
-    return f"{times:{',.0f' if times >= 10 else '.2g'}} times beyond the fitted range"
+    of = "" if farthest is None else f" of {farthest}"
+    return f"{times:{',.0f' if times >= 10 else '.2g'}} times beyond the fitted range{of}"
 
 
 def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> Json:
     """Predicts at one point from an entry of laws.json.
 
     Returns value; lo and hi, its confidence interval if the law holds; run_lo and run_hi, the prediction interval of a
-    new run; and decades, the distance from the rows. If any input or C is more than `max_decades` outside the rows, the
-    value is None and `refused` gives the reason. lo and hi are None if the rows do not determine the value. Raises
-    ValueError for a missing, unknown, non-positive or contradictory input.
+    new run; decades, the distance from the rows; and farthest, its input (None inside). If any input or C
+    is more than `max_decades` outside the rows, the value is None and `refused` gives the reason. lo and hi are None if
+    the rows do not determine the value. Raises ValueError for a missing, unknown, non-positive or contradictory input.
     """
     wrong = [name for name in at if not (0 < at[name] < np.inf if name in "NDCM" else np.isfinite(at[name]))]
     if wrong:
@@ -295,10 +299,14 @@ def start_answer(record: Row, at: Mapping[str, float], full: Mapping[str, float]
 
     full  `at` with the inputs that follow from it
     """
-    decades = float(decades_outside(record["domain"], full))
+    far = {name: float(decades_outside({name: ends}, full)) for name, ends in record["domain"].items()}
+    farthest = max(far, key=far.__getitem__, default=None)
+    decades = 0.0 if farthest is None else far[farthest]
     answer: Json = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
+    answer["farthest"] = farthest if decades else None
     if decades > max_decades:
-        answer["refused"] = f"{decades:.1f} decades outside the rows, above the limit of {max_decades:g}"
+        place = f"{decades:.1f} decades outside the rows in {farthest}"
+        answer["refused"] = f"{place}, above the limit of {max_decades:g}"
     return answer
 
 
@@ -308,7 +316,7 @@ def prediction_line(prediction: Row, level: float) -> str:
     at = ", ".join(f"{name}={value:g}" for name, value in prediction["at"].items())
     if "refused" in prediction:
         return f"{at}: refused, since it is {prediction['refused']}"
-    far = distance_text(prediction["decades"])
+    far = distance_text(prediction["decades"], prediction["farthest"])
     if prediction["lo"] is None:
         return f"{at}: {prediction['value']:.6g}, no interval (not identified), {far}"
     run = format_interval(prediction["run_lo"], prediction["run_hi"], ".5g")
