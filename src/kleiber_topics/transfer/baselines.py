@@ -90,8 +90,8 @@ class Baselines(Transfer):
         if means:
             charts["tasks"] = lambda: _draw(tasks.tables["Against other architectures"], means, self.level)
         return Findings(
-            question="Do kleiber's models (dense, mixture of experts, bidirectional) have lower losses and higher scores than "
-            "other architectures of their size?",
+            question="Do kleiber's models (dense, mixture of experts, bidirectional) have lower losses and higher "
+            "scores than other architectures of their size?",
             answer=" ".join(filter(None, [pretraining.answer, means_text(means)])),
             claims=pretraining.claims,
             estimates=tasks.estimates,
