@@ -357,13 +357,17 @@ def apply_theme(chart: Chart) -> Chart:
 
 def fit_titles(chart: Chart, height: float) -> None:
     """Cuts titles of vertical axes that are longer than their panel into lines."""
-    stated = getattr(chart, "height", None)
-    height = stated if isinstance(stated, (int, float)) else height
-    for part in (part for name in ("layer", "concat") for part in getattr(chart, name, ())):
+    if isinstance(chart, alt.ConcatChart):
+        for part in chart.concat:
+            fit_titles(part, height)
+    if not isinstance(chart, (alt.Chart, alt.LayerChart)):
+        return
+    height = chart.height if isinstance(chart.height, (int, float)) else height
+    for part in chart.layer if isinstance(chart, alt.LayerChart) else ():
         fit_titles(part, height)
-    axis: Chart = getattr(getattr(chart, "encoding", None), "y", None)
+    axis = chart.encoding.y if isinstance(chart.encoding, alt.FacetedEncoding) else None
     title = axis["title"] if isinstance(axis, alt.Y) else ""
-    if isinstance(title, str) and TALL * len(title) > height:
+    if isinstance(axis, alt.Y) and isinstance(title, str) and TALL * len(title) > height:
         axis["title"] = title_lines(title, max(12, int(height / TALL)))
 
 

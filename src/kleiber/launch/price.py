@@ -92,8 +92,8 @@ def warning_lines(warnings: Sequence[str]) -> list[str]:
     distinct = [*dict.fromkeys(warnings)]
     num_hidden = len(distinct) - SHOWN_WARNINGS
     lines = [f"warning      {text}" for text in distinct[:SHOWN_WARNINGS]]
-    more = f"             and {num_hidden} more warning{'s' * (num_hidden != 1)} of this kind"
-    return [*lines, more] if num_hidden > 0 else lines
+    closing = f"             and {num_hidden} more warning{'s' * (num_hidden != 1)} of this kind"
+    return [*lines, closing] if num_hidden > 0 else lines
 
 
 def plan_record(runs: Mapping[Path, Config], estimate: Json) -> Json:

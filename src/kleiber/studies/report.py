@@ -250,11 +250,10 @@ def open_claims(findings: Json) -> list[str]:
     unsettled = [
         claim for claim in findings["claims"] if claim["decision"] in (Decision.UNDECIDED, Decision.NOT_TESTED)
     ]
-    told = [claim for claim in unsettled if claim["verdict"] in findings["answer"]]
-    rest = [claim for claim in unsettled if claim not in told]
+    rest = [claim for claim in unsettled if claim["verdict"] not in findings["answer"]]
     lines = [f"{claim['decision'].capitalize()}: {claim['verdict']}." for claim in rest[:MOST_OPEN]]
-    more = len(rest) - len(lines)
-    return [*lines, f"Not decided: {more} more, in the report."] if more > 0 else lines
+    further = len(rest) - len(lines)
+    return [*lines, f"Not decided: {further} more, in the report."] if further else lines
 
 
 def folder_of(source: Path) -> Path:
