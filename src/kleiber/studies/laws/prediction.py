@@ -284,7 +284,7 @@ def fitted_values(record: Row) -> NDArray[np.float64]:
 def comparison_lines(comparison: Row, level: float) -> list[str]:
     """Returns the printed lines of `prediction.compare_with_rows`: one for each cell, then the errors."""
     out = [
-        f"{prediction_line(cell, level)}; observed {cell['target']:.6g} ({cell['runs']} runs)"
+        f"{prediction_line(cell, level)}; observed {cell['target']:.6g} ({cell['runs']} run{'s' * (cell['runs'] != 1)})"
         for cell in comparison["cells"]
     ]
     text = f"{len(out)} cells: error {comparison['mare']:.2%}, bias {comparison['bias']:+.2%}"
