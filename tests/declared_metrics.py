@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -38,10 +38,14 @@ def objective_metrics(name: str) -> Metrics:
     return {**BITS_PER_BYTE, **getattr(objectives, found).metrics}
 
 
-def split_key(rest: str, metrics: Metrics) -> tuple[str, str]:
-    """Data and metric of DATA/METRIC, both of which may have slashes: the longest metric that is declared."""
+def split_key(rest: str, metrics: Metrics, data: Sequence[str] = ()) -> tuple[str, str]:
+    """Data and metric of DATA/METRIC, both of which may have slashes: the longest metric that is declared.
+
+    data  names of data that have slashes and end like the first part of a metric
+    """
     parts = rest.split("/")
-    for start in range(1, len(parts)):
+    starts = sorted(range(1, len(parts)), key=lambda start: "/".join(parts[:start]) not in data)
+    for start in starts:
         if find_metric(metrics, "/".join(parts[start:])) is not None:
             return "/".join(parts[:start]), "/".join(parts[start:])
     raise KeyError(rest)
@@ -63,7 +67,7 @@ def declared_score(key: str, objective: str, labels: Callable[[str], str]) -> Sc
         name, _, rest = rest.partition("/")
         of = evaluation_class(name)
         metrics: Metrics = {**CONTAMINATION, **of.metrics}
-        data, metric = split_key(rest, metrics)
+        data, metric = split_key(rest, metrics, of.default_data)
         score = described(score, metrics, metric, f"on {of.data_labels.get(data) or labels(data)}")
     elif kind in ("val", "val_ema", "wise"):
         alpha, _, rest = rest.partition("/") if kind == "wise" else ("", "", rest)
