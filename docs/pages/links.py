@@ -15,6 +15,7 @@ PAGES = {  # of generated pages, by the file or folder from which most of them c
     "conf/train.yaml": "reference/keys.md",
     "src/kleiber/launch/cli.py": "reference/commands.md",
     "src/kleiber/__init__.py": "reference/offered.md",
+    "src/kleiber_topics": "topics/index.md",
 }
 STUDY = re.compile(r"multirun/(?:results/)?(\w+)/(?:discussion\.md|figures/(\w+)\.svg)")
 CHOICE = re.compile(r"conf/(\w+)(?:/([\w/]+)\.yaml)?")
