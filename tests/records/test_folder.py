@@ -86,6 +86,19 @@ def test_a_cell_is_named_by_what_differs_within_its_sweep():
     assert [readable_name(cell, "gpt", differing_keys(bases)) for cell in bases] == ["gpt-seed0", "gpt-seed1"]
 
 
+def test_a_chain_is_named_by_its_stages_and_after_what_else_differs():
+    def cell(first, second, retention):
+        chain = (
+            f"stages.chain={{{first}:{{data:{{path:'a/{first}',splits:{{x:1}}}}}},{second}:{{data:null}},again:{{}}}}"
+        )
+        return ["stages=chain", chain, f"retention={retention}"]
+
+    cells = [cell(*order, method) for order in (("law", "code"), ("code", "law")) for method in ("ewc", "agem")]
+    names = [readable_name(each, "gpt", differing_keys(cells)) for each in cells]
+    assert names == [f"gpt-{method}-{order}-again" for order in ("law-code", "code-law") for method in ("ewc", "agem")]
+    assert readable_name(cells[0], "gpt") == "gpt-chain-ewc-law-code-again", "of a single run"
+
+
 def test_a_folder_of_the_same_sweep_with_another_name_is_found(tmp_path):
     config = {**CONFIG, "root": str(tmp_path)}
     before = cell_folder(config, ["data=wikitext", "seed=0"], "moe")

@@ -155,6 +155,7 @@ def test_a_study_of_200_sizes_is_drawn(tmp_path):
 def test_the_terminal_states_claims_that_are_not_decided_and_not_in_the_answer():
     claims = [{"decision": "supported", "verdict": "a"}, {"decision": "undecided", "verdict": "whether told"}]
     claims += [{"decision": "undecided", "verdict": f"whether {i}"} for i in range(MOST_OPEN + 1)]
+    claims = [{**claim, "advice": "add seeds"} for claim in claims]
     findings = {
         "answer": "Supported: a. Undecided: whether told.",
         "claims": claims,
@@ -162,5 +163,5 @@ def test_the_terminal_states_claims_that_are_not_decided_and_not_in_the_answer()
         "missing": [],
     }
     lines = closing_lines(findings, Path("report.html"))
-    assert lines[1 : 1 + MOST_OPEN] == [f"Undecided: whether {i}." for i in range(MOST_OPEN)]
+    assert lines[1 : 1 + MOST_OPEN] == [f"Undecided: whether {i}. Add seeds." for i in range(MOST_OPEN)]
     assert len(lines) == MOST_OPEN + 4 and " 1 more" in lines[1 + MOST_OPEN], "and a line for the one beyond"

@@ -366,8 +366,7 @@ def fit_titles(chart: Chart, height: float) -> None:
     for part in chart.layer if isinstance(chart, alt.LayerChart) else ():
         fit_titles(part, height)
     axis = chart.encoding.y if isinstance(chart.encoding, alt.FacetedEncoding) else None
-    title = axis["title"] if isinstance(axis, alt.Y) else ""
-    if isinstance(axis, alt.Y) and isinstance(title, str) and TALL * len(title) > height:
+    if isinstance(axis, alt.Y) and isinstance(title := axis["title"], str) and TALL * len(title) > height:
         axis["title"] = title_lines(title, max(12, int(height / TALL)))
 
 

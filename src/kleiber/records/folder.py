@@ -151,6 +151,7 @@ def readable_name(overrides: Iterable[str], model: str, differing: Collection[st
                KIND_GROUPS; None for a single run, which has the names of all keys but those of text in quotes
     """
     words = model.split("-")[: 1 if differing is None else None]
+    stages: list[str] = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if differing is not None and key == ARM:
@@ -162,11 +163,22 @@ def readable_name(overrides: Iterable[str], model: str, differing: Collection[st
             continue
         if differing is None and value.startswith(("'", '"')):  # text, such as a template
             continue
+        if value.count("{") > 1:  # of a chain of stages or the like: what it has is too long for a name
+            stages += outer_keys(value)
+            continue
         last = re.split(r"[./@]", key)[-1]
         named = Path(value).name if last == "path" else last + value
         words.append(value if re.fullmatch(r"[A-Za-z/_]+", value) and "." not in key else named)
-    text = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(dict.fromkeys(words))).strip("_.-")
+    text = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(dict.fromkeys([*words, *stages]))).strip("_.-")
     return text[:READABLE].rstrip("_.-")
+
+
+def outer_keys(value: str) -> list[str]:
+    """Returns the keys of a mapping of mappings as an override has it: docs and code of `{docs:{...},code:{...}}`."""
+    text, inner = value[1:-1], re.compile(r"\{[^{}]*\}")
+    while inner.search(text):
+        text = inner.sub("", text)
+    return re.findall(r"([\w-]+):", text)
 
 
 def differing_keys(cells: Sequence[Sequence[str]]) -> set[str] | None:

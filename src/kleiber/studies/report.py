@@ -30,6 +30,7 @@ from kleiber.studies.compare.rows import Rows
 from kleiber.studies.decision import Decision
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.overview import Overview
+from kleiber.studies.statements import sentence_of
 from kleiber.studies.study import Findings, Study, content
 from kleiber.types import Json, Row
 
@@ -251,7 +252,7 @@ def open_claims(findings: Json) -> list[str]:
         claim for claim in findings["claims"] if claim["decision"] in (Decision.UNDECIDED, Decision.NOT_TESTED)
     ]
     rest = [claim for claim in unsettled if claim["verdict"] not in findings["answer"]]
-    lines = [f"{claim['decision'].capitalize()}: {claim['verdict']}." for claim in rest[:MOST_OPEN]]
+    lines = [sentence_of(claim) for claim in rest[:MOST_OPEN]]
     further = len(rest) - len(lines)
     return [*lines, f"Not decided: {further} more, in the report."] if further else lines
 

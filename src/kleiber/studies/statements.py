@@ -254,8 +254,13 @@ def advice(result: Result) -> str:
 
 def sentence(result: Result) -> str:
     """Returns the decision of a claim: a sentence with the badge and the verdict, and one with what would decide it."""
-    what_helps, badge = advice(result), str(result.decision).capitalize()
-    return f"{badge}: {verdict(result)}.{f' {what_helps[0].upper()}{what_helps[1:]}.' if what_helps else ''}"
+    return sentence_of(claim_json(result))
+
+
+def sentence_of(claim: Json) -> str:
+    """Returns the sentences of `sentence` for an entry of `claims` in findings.json."""
+    what_helps, badge = claim["advice"], claim["decision"].capitalize()
+    return f"{badge}: {claim['verdict']}.{f' {what_helps[0].upper()}{what_helps[1:]}.' if what_helps else ''}"
 
 
 def claim_json(result: Result) -> Json:
