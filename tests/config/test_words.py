@@ -66,6 +66,8 @@ def test_a_refused_command_names_our_key(command):
         ("trainer.max_epochs=7", "budget.epochs=7"),
         ("wandb.project=mine", "logger.wandb.project=mine"),
         ("batch_size=32", "batch.tokens=8192"),
+        ("trainer.precision=bf16-mixed", "trainer.precision=bf16"),
+        ("trainer.precision=16", "trainer.precision=bf16"),
     ],
 )
 def test_the_value_that_was_given_replaces_the_example_where_both_mean_the_same(command, ours):

@@ -110,6 +110,16 @@ def test_an_unreachable_hub_is_reported_within_seconds(cache: Path, monkeypatch:
     assert asked == []
 
 
+def test_a_misspelled_folder_names_the_similar_one(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(ValueError, match="'notes'"):
+        Text("notesss").prepare(8)
+
+
 def test_a_copy_without_the_default_config_takes_its_first(
     shared: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -353,7 +353,8 @@ def check_type(path: str, annotation: object, value: object) -> None:
         errors = error.errors(include_url=False)
         required = " or ".join(dict.fromkeys(map(_requirement, errors)))
         got = "" if all("ctx" in item for item in errors) else f" (got {type(value).__name__})"
-        raise ConfigError(f"{path}={value} must {required}{got}") from None
+        ours = in_our_words(path, choice=str(value))
+        raise ConfigError(f"{path}={value} must {required}{got}{'.' if ours else ''}{ours}") from None
 
 
 def _requirement(error: ErrorDetails) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config import hub
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.data.cache import SCRATCH, is_full_disk
 from kleiber.data.folders import TABLES, suffix
 from kleiber.data.input_files import choose_config, list_files
@@ -48,7 +48,7 @@ SPLIT_NAMES = {
 }
 PIECE = 1 << 20  # characters of a text file that are in memory at once
 REMEDY = (
-    "set KLEIBER_DATA=DIR to a folder with a copy in DIR/owner/name or DIR/name, or data.path to a local file or "
+    "Set KLEIBER_DATA=DIR to a folder with a copy in DIR/owner/name or DIR/name, or data.path to a local file or "
     "folder, or data=builtin, which needs no network"
 )
 
@@ -297,7 +297,9 @@ def _explain(location: Location, config: str | None, cause: BaseException, onlin
                 f"{owner}, without a folder {rest}: {rest} may be one of its configs "
                 f"(data.path={owner} data.config={rest})"
             )
-        return f"data.path={location.name} is no file or folder here, and the hub is not reachable; {REMEDY}"
+        folder = Path(location.name).parent
+        near = did_you_mean(location.name, map(str, folder.iterdir()) if folder.is_dir() else ())
+        return f"data.path={location.name} is no file or folder here, and the hub is not reachable.{near} {REMEDY}"
     if location.on_hub:
         from kleiber.config.hub_failures import failure
 
