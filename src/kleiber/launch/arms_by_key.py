@@ -64,8 +64,9 @@ def arm_values(key: str, runs: Sequence[Run]) -> dict[Path, object]:
         return {run.folder: choices_of(choosing(run.overrides)).get(group) for run in runs}
     values = {run.folder: value_of(run.config, key) for run in runs}
     if all(value is None for value in values.values()):
-        names = dict.fromkeys(name for run in runs for name in flatten(run.config))
-        near = did_you_mean(key, names).replace(" ", ". ", 1) or differing_keys(runs)
+        names = dict.fromkeys(name for run in runs for name in flatten(identity(run.config)))
+        same = [name for name in names if name.endswith(f".{key}")]  # of which the key is the last part
+        near = did_you_mean(same[0] if same else key, names).replace(" ", ". ", 1) or differing_keys(runs)
         raise ValueError(f"--arm {key}: no run has this key, and it is no group{near}")
     return values
 

@@ -13,6 +13,7 @@ from functools import partial
 import pandas as pd
 
 from kleiber.config import readable
+from kleiber.config.errors import listed
 from kleiber.records import Run
 from kleiber.studies import (
     LOSS,
@@ -64,7 +65,7 @@ class Baselines(Transfer):
         arm_of = arms_of([point.config for point in points])
         arms = list(dict.fromkeys(arm for arm in (arm_of(point.config) for point in points) if arm is not None))
         if len(arms) < 2:
-            raise ValueError(f"design.kinds plans {len(arms)} kinds of models, and two are needed")
+            raise ValueError(f"design.kinds={listed(arms)}: a comparison needs two kinds of models or more")
         self.claimed.require_arms({"arm": arms})
         refuse_planned_twins(points, arm_of)
         return super().check_plan(points)

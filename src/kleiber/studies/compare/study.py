@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from kleiber.config.errors import did_you_mean
+from kleiber.config.errors import did_you_mean, listed
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import Claim, Levels, Question, decide_together, read_claims
@@ -160,7 +160,7 @@ class Compare(ClaimStudy):
                 f"design.arms: {same_runs[0]} has the same runs as another arm; does an override set its key?"
             )
         if len(arms) < 2:
-            raise ValueError(f"design.arms plans {len(arms)} arms, and two are needed")
+            raise ValueError(f"design.arms={listed(arms)}: a comparison needs two arms or more")
         configs = [point.config for point in points if point.config["study"].get("arm") is not None]
         self.require_arms(self.levels(arms, configs))
         refuse_planned_twins(points, lambda config: self.name_of(config["study"].get("arm"), config))
