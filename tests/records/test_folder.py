@@ -99,6 +99,20 @@ def test_a_chain_is_named_by_its_stages_and_after_what_else_differs():
     assert readable_name(cells[0], "gpt") == "gpt-chain-ewc-law-code-again", "of a single run"
 
 
+def test_a_name_that_is_cut_keeps_its_short_parts():
+    cells = [
+        [
+            f"data.parts={{builtin_docs:0.5,builtin_occupations:0.{part},builtin_code:0.25}}",
+            f"seed={seed}",
+            "objective=clm",
+        ]
+        for part in (25, 26)
+        for seed in (0, 1)
+    ]
+    names = [readable_name(cell, "gpt", differing_keys(cells)) for cell in cells]
+    assert names[0].startswith("gpt-seed0-clm-parts_builtin_docs") and len(names[0]) == 60
+
+
 def test_a_folder_of_the_same_sweep_with_another_name_is_found(tmp_path):
     config = {**CONFIG, "root": str(tmp_path)}
     before = cell_folder(config, ["data=wikitext", "seed=0"], "moe")

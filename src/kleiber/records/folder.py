@@ -53,6 +53,7 @@ OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.
 # Entries of the folder of a run before its first step.
 UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb", "tensorboard", "ranks"}
 OURS = ("kleiber.", "kleiber_topics.")  # packages whose defaults are those of this version
+LONG = 16  # characters of a part of a name
 READABLE = 60
 ARM = "study.arm"
 KIND_GROUPS = ("model/router", "objective", "retention", "adapter", "privacy")  # choices that say what a run is
@@ -169,8 +170,10 @@ def readable_name(overrides: Iterable[str], model: str, differing: Collection[st
         last = re.split(r"[./@]", key)[-1]
         named = Path(value).name if last == "path" else last + value
         words.append(value if re.fullmatch(r"[A-Za-z/_]+", value) and "." not in key else named)
-    text = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(dict.fromkeys([*words, *stages]))).strip("_.-")
-    return text[:READABLE].rstrip("_.-")
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in dict.fromkeys([*words, *stages])]
+    if len("-".join(parts)) > READABLE:  # what is cut off should be long: a seed or a rate tells more in less
+        parts[1:] = sorted(parts[1:], key=lambda part: len(part) > LONG)
+    return "-".join(parts).strip("_.-")[:READABLE].rstrip("_.-")
 
 
 def outer_keys(value: str) -> list[str]:
