@@ -7,7 +7,7 @@ from kleiber.types import lazy_exports
 if TYPE_CHECKING:
     from kleiber.config.child_process import python_command, safe_environment
     from kleiber.config.compose import read_choice
-    from kleiber.config.errors import ExitCode, Preempted, Status, did_you_mean, on_preemption, preempted_by
+    from kleiber.config.errors import ExitCode, Preempted, Status, did_you_mean, listed, on_preemption, preempted_by
     from kleiber.config.foreign import check_foreign
     from kleiber.config.hub import is_name, local_copy, reachable
     from kleiber.config.labels import readable

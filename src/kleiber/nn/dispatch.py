@@ -213,9 +213,9 @@ def grouped_mm(
     rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
 ) -> Float[Tensor, "rows out"]:
     """Multiplies rows, sorted by expert, by the matrix of their expert; an expert without rows gets a gradient of 0."""
-    in_bf16 = rows.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
-    if in_bf16 and (PLANNED.get() or rows.device.type) == "cpu":  # a graph cannot read what is planned
-        return PaddedProducts.apply(rows, weight, counts.tolist())
+    device = rows.device.type if torch.compiler.is_compiling() else PLANNED.get() or rows.device.type
+    if rows.dtype == torch.bfloat16 and device == "cpu":
+        return padded_mm(rows, weight, counts)
     if _grouped_is_legal(rows, weight):
         return F.grouped_mm(rows, weight, offs=counts.cumsum(0, dtype=torch.int32))
     return looped_mm(rows, weight, counts)
@@ -229,6 +229,14 @@ def looped_mm(
     *parts, rest = rows.split([*expert_sizes, len(rows) - sum(expert_sizes)])
     done = [part @ matrix for part, matrix in zip(parts, weight.unbind(0), strict=True)]
     return torch.cat([*done, rest.new_zeros(len(rest), weight.shape[2])])
+
+
+@torch.compiler.disable  # a compiled graph would have oneDNN generate a kernel for each number of rows
+def padded_mm(
+    rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
+) -> Float[Tensor, "rows out"]:
+    """As `grouped_mm`, for bf16 on a CPU."""
+    return PaddedProducts.apply(rows, weight, counts.tolist())
 
 
 class PaddedProducts(torch.autograd.Function):

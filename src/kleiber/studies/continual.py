@@ -185,7 +185,7 @@ def question(claim: Claim, start: str, best: Rows, rates: Mapping[str, Sequence[
     def wording(stated: Claim) -> str:
         """Returns a claim about these methods as a sentence."""
         names = replace(stated, of={"method": stated.of["method"]})
-        return f"{statement(names, measure, unit, lambda _, value: label(str(value)))}, from {start}"
+        return f"{statement(names, measure, unit, lambda _, value: label(str(value)))}, starting from {start}"
 
     unit, measure = unit_of(metric, best), IN_WORDS.get(metric, LABELS[metric])
     measure += " (the negative of the loss)" * ("score" in measure and best["kind"].iloc[0] == "loss")

@@ -234,7 +234,7 @@ class View:
         for quantity in (RATE, "tokens") if equal == RATE else (equal,):
             values = [value for part in parts for value in part[f"{SAME}{quantity}"].dropna()]
             if values and max(values) > (1 + TOLERANCE) * min(values):
-                return equal, f"the two sides differ in {EQUAL[quantity]}, from {min(values):g} to {max(values):g}"
+                return equal, f"the two sides differ in {EQUAL[quantity]} ({min(values):g} to {max(values):g})"
         return equal, ""
 
     def caveats(self, results: Sequence[Result]) -> list[Json]:

@@ -54,7 +54,7 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
         relation = f"within {amount} of {than}" if claim.direction == "within" else f"{size} than {than}{by}"
         text = f"{measure} of {of} is {relation}"
     elif claim.direction == "within":
-        text = f"{measure} with {ours} is within {amount} of that with {theirs}"
+        text = f"{measure} with {ours} differs by at most {amount} from that with {theirs}"
     else:
         text = f"{measure} is {size}{by} with {ours} than with {theirs}"
         text += f", by more than {claim.less:g}" if claim.less else ""
@@ -166,6 +166,8 @@ def verdict(result: Result) -> str:
         held = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
         text = wording(held)
         text = contrasted(claim, text) if held.direction == CONTRARY.get(claim.direction) else text
+        falls_short = held.margin and held.direction == f"not_{claim.direction}"
+        contrary = ", though more was claimed" if falls_short else contrary
         contrary *= not supported and "(not " not in text
         claim, is_told = held, held.direction in CONTRARY and not (held.margin or held.less)
     if not is_told or any(question.open_ends):

@@ -12,8 +12,7 @@ from functools import partial
 
 import pandas as pd
 
-from kleiber.config import readable
-from kleiber.config.errors import listed
+from kleiber.config import listed, readable
 from kleiber.records import Run
 from kleiber.studies import (
     LOSS,

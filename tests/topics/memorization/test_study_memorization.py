@@ -11,7 +11,7 @@ EXPOSURE = {  # by arm: at 0, 1, 30 and 100 repetitions
 }  # fmt: skip
 LOSS = {"plain": 2.0, "exact": 1.98, "dp_1": 3.0}
 MEASURED, COSTS = "Exposure and extraction by repetitions", "Loss and membership"
-MOST = "exposure after 100 repetitions"
+MOST = "exposure of secrets read 100 times"
 
 
 @pytest.fixture(scope="module")
