@@ -196,7 +196,7 @@ def read_ladders(
         numbers = {name for row in rows for name, value in row.items() if isinstance(value, float)}
         metrics = [name for name in sorted(numbers) if (name == LOSS or "/" in name) and not name.startswith(START)]
         raise ValueError(
-            f"study.measure={measure}: {len(ladders)} arms have finished runs with it, and {min_arms} are needed; "
+            f"study.measure={measure}: arms with finished runs that have it: {len(ladders)}, needed: {min_arms}; "
             f"measures of these runs: {', '.join(metrics)}"
         )
     return ladders
