@@ -119,6 +119,14 @@ def test_in_bf16_a_cpu_gets_products_of_few_shapes_whatever_the_numbers_of_rows(
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
 
+def test_a_compiled_product_in_bf16_has_its_rows_filled_up_on_a_cpu(monkeypatch, unchecked):
+    sizes, fill = [], module.fill_rows
+    monkeypatch.setattr(module, "fill_rows", lambda rows: sizes.append(len(rows)) or fill(rows))
+    rows, weight, counts = torch.randn(50, 16).bfloat16(), torch.randn(3, 16, 8).bfloat16(), torch.tensor([20, 7, 23])
+    compiled = torch.compile(module.grouped_mm, backend="eager")(rows, weight, counts)
+    assert sizes == counts.tolist() and torch.equal(compiled, module.grouped_mm(rows, weight, counts))
+
+
 def test_each_back_end_takes_its_own_way(monkeypatch):
     taken = []
     for name in ("looped_mm", "every_expert"):
