@@ -99,6 +99,11 @@ def test_a_chain_is_named_by_its_stages_and_after_what_else_differs():
     assert readable_name(cells[0], "gpt") == "gpt-chain-ewc-law-code-again", "of a single run"
 
 
+def test_names_tell_the_tokens_of_a_batch_and_of_evaluations_from_those_of_the_run():
+    overrides = ["batch.tokens=1K", "budget.tokens=2M", "eval.tokens=4K"]
+    assert readable_name(overrides, "gpt") == "gpt-batch1K-tokens2M-eval4K"
+
+
 def test_a_name_that_is_cut_keeps_its_short_parts():
     cells = [
         [

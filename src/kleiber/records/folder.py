@@ -56,6 +56,7 @@ OURS = ("kleiber.", "kleiber_topics.")  # packages whose defaults are those of t
 LONG = 16  # characters of a part of a name
 READABLE = 60
 ARM = "study.arm"
+OTHER_TOKENS = {"batch.tokens": "batch", "eval.tokens": "eval"}  # in names, where `tokens` is that of the budget
 KIND_GROUPS = ("model/router", "objective", "retention", "adapter", "privacy")  # choices that say what a run is
 FOLDER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 NAMED_BY_HASH = re.compile(r".*-([0-9a-f]{8}(?:\.\d+)?)")  # folder of a run; `.1` is that of one that was set aside
@@ -167,7 +168,7 @@ def readable_name(overrides: Iterable[str], model: str, differing: Collection[st
         if value.count("{") > 1:  # of a chain of stages or the like: what it has is too long for a name
             stages += outer_keys(value)
             continue
-        last = re.split(r"[./@]", key)[-1]
+        last = OTHER_TOKENS.get(key) or re.split(r"[./@]", key)[-1]
         named = Path(value).name if last == "path" else last + value
         words.append(value if re.fullmatch(r"[A-Za-z/_]+", value) and "." not in key else named)
     parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in dict.fromkeys([*words, *stages])]
