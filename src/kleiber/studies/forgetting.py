@@ -175,10 +175,10 @@ class Forgetting(EqualTargetStudy):
         untuned = "" if matched else next(filter(None, (self.untuned(target, arm) for arm in arms)), "")
         problem = untuned or waiting
         sides = " and ".join(label(arm) for arm, is_bound in zip(arms, bounds, strict=True) if is_bound)
+        bound = f"of {'both ' * all(bounds)}{sides} only an upper bound of F was measured"
         return Question(
-            **fields, values=gaps, open_ends=bounds, bound=f"of {sides}, only an upper bound of F is known",
-            problem=problem, tuned=not untuned, paired=True, groups=target.groups(claim.measure, matched),
-            weights=dict(zip(arms, (1.0, -1.0), strict=True)),
+            **fields, values=gaps, open_ends=bounds, bound=bound, problem=problem, tuned=not untuned, paired=True,
+            groups=target.groups(claim.measure, matched), weights=dict(zip(arms, (1.0, -1.0), strict=True)),
         )  # fmt: skip
 
     def untuned(self, target: EqualTarget, arm: str) -> str:

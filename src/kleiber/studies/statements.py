@@ -194,7 +194,7 @@ def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
     why  which side is a bound
     """
     if all(open_ends):
-        return f"{in_words(estimate)}, as a difference of bounds; {why}"
+        return f"not known, since {why}; the first bound is {in_words(estimate)}"
     below, _ = open_ends
     at_least = below if estimate.value < 0 else not below
     end = estimate.hi if below else estimate.lo
