@@ -231,7 +231,7 @@ def looped_mm(
     return torch.cat([*done, rest.new_zeros(len(rest), weight.shape[2])])
 
 
-@torch.compiler.disable  # a compiled graph would have oneDNN generate a kernel for each number of rows
+@torch.compiler.disable()  # a compiled graph would have oneDNN generate a kernel for each number of rows
 def padded_mm(
     rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
 ) -> Float[Tensor, "rows out"]:

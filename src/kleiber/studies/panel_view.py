@@ -234,7 +234,8 @@ class View:
         for quantity in (RATE, "tokens") if equal == RATE else (equal,):
             values = [value for part in parts for value in part[f"{SAME}{quantity}"].dropna()]
             if values and max(values) > (1 + TOLERANCE) * min(values):
-                return equal, f"the two sides differ in {EQUAL[quantity]} ({min(values):g} to {max(values):g})"
+                low, high = (f"{end:,.0f}" if end >= 1000 else f"{end:g}" for end in (min(values), max(values)))
+                return equal, f"the two sides differ in {EQUAL[quantity]} ({low} to {high})"
         return equal, ""
 
     def caveats(self, results: Sequence[Result]) -> list[Json]:
