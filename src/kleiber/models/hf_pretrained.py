@@ -265,7 +265,7 @@ class HFCache(DecodingCache):
         self.inner: TransformersCache = DynamicCache(config=config)
 
     def __len__(self) -> int:
-        return self.inner.get_seq_length()
+        return int(self.inner.get_seq_length())  # a tensor where the first layer keeps no keys
 
     def tensors(self) -> list[Tensor]:
         """Keys, values and states of all layers."""
@@ -286,6 +286,8 @@ class HFCache(DecodingCache):
                     vars(layer)[name] = {
                         i: state[rows] if name in STATES and state is not None else state for i, state in value.items()
                     }
+                elif isinstance(value, Tensor) and value.ndim == 0:  # a count that the layer changes in place
+                    vars(layer)[name] = value.clone()
             if "keys" in vars(layer):
                 layer.batch_select_indices(rows)
         selected.real = None if self.real is None else self.real[rows]
