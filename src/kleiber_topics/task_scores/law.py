@@ -166,7 +166,7 @@ def bootstrap(model: Model, runs: Runs, count: int, seed: int) -> Refits:
     for stage, residual in zip(stages, residuals, strict=True):
         targets = stage.problem.predict(stage.theta[None]) + residual[drawn] * scale[:, None]
         theta = np.repeat(stage.theta[None], count, 0)
-        theta = descend(stage.problem, theta, targets, None, None, 50, 1e-6)[0] if count else theta
+        theta = descend(stage.problem, theta, targets)[0] if count else theta
         values.append(stage.problem.values(theta))
     pair = np.column_stack([residuals[1] if model.loss is not None else np.zeros(n), residuals[0]])
     return Refits(values[0], None if model.loss is None else values[1], pair, scale)

@@ -113,7 +113,7 @@ def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta) -> 
 
 @law(start="chinchilla", aliases=("muennighoff",))
 def data_constrained(
-    N: Array, D: Array, U: Array, *, E: Positive, A: Positive, B: Positive, alpha: Exponent, beta: Exponent,
+    N: Array, D: Array, U: Array, *, E: Part, A: Positive, B: Positive, alpha: Exponent, beta: Exponent,
     RN: Annotated[Array, Shape(0.3, 1000.0)], RD: Annotated[Array, Shape(0.3, 1000.0)],
 ) -> Array:  # fmt: skip
     """Repeated data: L = E + A N'^-alpha + B D'^-beta with D' = U + U RD (1 - e^(-R/RD)), R = max(D/U - 1, 0).

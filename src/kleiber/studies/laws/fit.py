@@ -131,13 +131,14 @@ def fit(
     seed = fit(law.start, inputs, target, loss_fn, delta, space, scale).params if law.start else {}
     for _ in range(1 + len(law.linear)):
         starts = candidates(problem, seed)
-        theta, value = descend(problem, starts)
+        theta, value = descend(problem, starts, rounds=60, tolerance=1e-8)
         if not np.isfinite(value).any():
             raise ValueError(
                 f"law {law.name!r} could not be fitted: it is not finite on these {problem.num_rows} rows at any "
                 "starting point; check the columns of --map"
             )
-        (best,), _ = finish(problem, polish(problem, theta[np.argmin(value)])[None])
+        (best,), _ = descend(problem, theta[[np.argmin(value)]], rounds=5000, tolerance=1e-12)
+        (best,), _ = finish(problem, polish(problem, best)[None])
         weak = _negligible(problem, best)
         if weak is None:
             return Fit(problem, best)
@@ -149,7 +150,7 @@ def fit(
 
 def refine(problem: Problem, theta: Array) -> Fit:
     """Descends from one solution `theta` (params,) that is close to the minimum of another problem."""
-    (theta,), _ = descend(problem, theta[None], rounds=100, tolerance=1e-10)
+    (theta,), _ = descend(problem, theta[None])
     return Fit(problem, theta)
 
 

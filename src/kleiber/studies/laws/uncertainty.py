@@ -119,9 +119,9 @@ def bootstrap(
         names, member = np.unique(clusters, return_inverse=True)
         weights = _counts(rng, count, np.zeros(len(names)))[:, member]
     with activity(f"refitting {count:,} resampled tables", 3, "passes") as work:
-        theta, value = descend(fit.problem, np.repeat(fit.theta[None], count, 0), targets, weights, None, 50, 1e-6)
+        theta, value = descend(fit.problem, np.repeat(fit.theta[None], count, 0), targets, weights)
         work.done = 1
-        other, low = descend(fit.problem, _second_start(fit, count), targets, weights, None, 50, 1e-6)
+        other, low = descend(fit.problem, _second_start(fit, count), targets, weights)
         work.done = 2
         lower = low < value
         theta[lower] = other[lower]
@@ -269,7 +269,7 @@ def _refits(fit: Fit, j: int, at: Array, starts: Array, spare: int, power: float
     """
     starts = starts.copy()
     starts[:, :, j] = at
-    theta, _ = descend(fit.problem, starts.reshape(-1, starts.shape[2]), fixed=j, rounds=60, tolerance=1e-5)
+    theta, _ = descend(fit.problem, starts.reshape(-1, starts.shape[2]), fixed=j)
     theta, value = finish(fit.problem, theta, fixed=j)
     value = value.reshape(len(starts), -1)
     best = theta.reshape(starts.shape)[value.argmin(0), np.arange(len(at))]
