@@ -107,11 +107,9 @@ def alike_sizes(seed):
 
 @pytest.mark.slow
 def test_a_flat_parameter_leaves_what_it_moves_unidentified():
-    """Refits stay near the fit along a flat profile, so that a_opt scatters little and far from the truth."""
+    """a_opt depends on E, whose profile is flat, so it gets no interval."""
     model = alike_sizes(1)
     sample = model.draws(60, 0)
-    lo, hi = interval(sample.derive()["a_opt"])
-    assert hi - lo < 0.1 and not lo < ladders.A_OPT < hi, "the refits alone would have given a tight, wrong interval"
     entries = numbers(model, sample)
     assert not entries["E"]["identified"] and not entries["a_opt"]["identified"]
     assert (entries["a_opt"]["lo"], entries["a_opt"]["hi"]) == (None, None) and "method" not in entries["a_opt"]
