@@ -283,10 +283,10 @@ def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_refused_law_exits_3_and_predicts_only_if_forced(tmp_path):
-    """Losses that stop falling at the large sizes: identified, and worse than the line that knows no law."""
+    """Losses that fall faster at the large sizes: identified, and worse than the line that knows no law."""
     rows = ladders.twenty()
     N, D = rows["N"], rows["D"]
-    broken = np.where(N < 2e8, 4 * N**-0.02, 4 * 2e8**-0.02 * (N / 2e8) ** -0.3) * (D / 1e9) ** -0.05
+    broken = np.where(N < 2e8, 4 * N**-0.1, 4 * 2e8**-0.1 * (N / 2e8) ** -0.3) * (D / 1e9) ** -0.1
     pd.DataFrame({"N": N, "D": D, "L": ladders.noisy(broken, 0, 0.001)}).to_csv(tmp_path / "t.csv", index=False)
     out = tmp_path / "laws.json"
     law = ("--law", "no_floor", "--bootstrap", 20, "--backtest", "2e19", "--json", out)
