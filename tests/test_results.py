@@ -19,13 +19,14 @@ RESULTS = REPOSITORY / "multirun" / "results"
 LIST = (REPOSITORY / "multirun" / "README.md").read_text(encoding="utf-8")
 WITH_ROWS = sorted(path.parent.name for path in RESULTS.glob("*/runs.jsonl.gz"))
 OBJECTIVES = ("clm", "classify", "dpo", "grpo")  # of recorded runs whose scorers have metrics of their own
+INTERVAL = re.compile(r"\[([-+]?[\d.]+)%?, ([-+]?[\d.]+)%?\]")
 MEASURED = {"seconds", "ms a step", "MiB", "minutes"}  # times and memory are of the machine
 
 
 def numbers(node: object) -> Iterator[float]:
-    """Every number of a nested record, those within its texts included."""
+    """Every number of a nested record, those within its texts included, and intervals within its texts left out."""
     if isinstance(node, str):
-        yield from (float(text) for text in re.findall(r"-?\d*\.\d+|\d+", node))
+        yield from (float(text) for text in re.findall(r"-?\d*\.\d+|\d+", INTERVAL.sub("", node)))
     elif isinstance(node, dict):
         for key, value in node.items():
             if key not in MEASURED:
@@ -35,6 +36,15 @@ def numbers(node: object) -> Iterator[float]:
             yield from numbers(value)
     elif isinstance(node, int | float):
         yield float(node)
+
+
+def intervals(node: object) -> Iterator[tuple[float, float]]:
+    """Every interval within the texts of a nested record."""
+    if isinstance(node, str):
+        yield from ((float(lo), float(hi)) for lo, hi in INTERVAL.findall(node))
+    elif isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from intervals(value)
 
 
 def words(node: object) -> Iterator[str]:
@@ -129,6 +139,8 @@ def test_the_report_of_the_rows_is_the_recorded_one(name, tmp_path):
     rel = 1e-2 if findings["not_identified"] else 1e-6
     again = read(folder, "findings.json")
     assert list(numbers(again)) == pytest.approx(list(numbers(findings)), rel=rel, abs=1e-12)
+    for (lo, hi), ends in zip(intervals(findings), intervals(again), strict=True):
+        assert ends == pytest.approx((lo, hi), rel=rel, abs=5 * rel * (hi - lo))
     assert list(words(again)) == list(words(findings))
     assert (folder / "laws.json").is_file() == (RESULTS / name / "laws.json").is_file()
     if (folder / "laws.json").is_file():

@@ -40,6 +40,24 @@ def test_a_path_that_is_gone_leads_to_the_run_of_that_name_beside_this_one(tmp_p
     assert with_present_paths(config, home / "base")["data"] == kept
 
 
+def test_a_relative_path_of_data_leads_to_the_folder_of_the_launch_unless_it_is_here(tmp_path, monkeypatch):
+    run = tmp_path / "work" / "multirun" / "mine" / "run"
+    run.mkdir(parents=True)
+    (tmp_path / "work" / "notes").mkdir()
+    (tmp_path / "work" / "text").touch()
+    data = {"path": "notes", "column": "text", "data": {"path": "gone", "validation": "text"}}
+    config = {"root": "multirun", "name": "mine", "data": data, "init": {"path": "notes"}}
+    monkeypatch.chdir(tmp_path)
+    present = {**data, "path": str(tmp_path / "work/notes")}
+    present["data"] = {"path": "gone", "validation": str(tmp_path / "work/text")}
+    assert with_present_paths(config, run) == {**config, "data": present}
+    assert with_present_paths({**config, "name": "other"}, run)["data"] == data
+    (tmp_path / "notes").mkdir()
+    assert with_present_paths(config, run)["data"]["path"] == "notes"
+    monkeypatch.chdir(tmp_path / "work")
+    assert with_present_paths(config, run) == config
+
+
 def test_an_adapter_opens_with_the_weights_of_its_start_point_after_the_study_was_moved(tmp_path):
     (tmp_path / "old").mkdir()
     base = trained_run(tmp_path / "old" / "base", DENSE)

@@ -31,6 +31,7 @@ UNUSED: Json = {
     "callbacks": {"checkpoints": {"_target_": "kleiber.training.callbacks.Checkpoints"}}, "privacy": None,
     "evals": None, "eval": {}, "design": None, "study": None, "experiment": None,
 }  # fmt: skip
+DATA_PATHS = ("path", "validation")  # arguments of data whose values may be relative paths
 TOKENIZER_COPY = "tokenizer-copy"  # folder in that of the run, with the folder of the tokenizer that its config names
 
 
@@ -59,7 +60,8 @@ def with_present_paths(config: Config, folder: Path) -> Json:
     """Returns the config of the run in `folder` with the present paths of runs and tokenizers that were moved with it.
 
     A run counts as moved where its recorded path is gone, and a run of the same name, or of the same study and name, is
-    beside this one. The copy of a tokenizer counts where its folder is gone.
+    beside this one. The copy of a tokenizer counts where its folder is gone. A relative path of data that is not here
+    leads to where it was when the run was trained, if the study is still in its root there.
     """
     home = folder.absolute().parent
     tokenizer = text_settings(config["data"]).get("tokenizer")
@@ -74,7 +76,29 @@ def with_present_paths(config: Config, folder: Path) -> Json:
             path = copy if copy.is_dir() else path
         return text if path == Path(text) else str(path)
 
-    return map_strings(config, present)
+    launched = _launch_folder(config, home)
+    present_config = map_strings(config, present)
+    return present_config if launched is None else _with_data_in(launched, present_config)
+
+
+def _launch_folder(config: Config, home: Path) -> Path | None:
+    """Returns the folder in which a run of the study in `home` was launched; None where `home` does not tell."""
+    study = Path(config.get("root", ""), config.get("name", "")).parts
+    return home.parents[len(study) - 1] if study and home.parts[-len(study) :] == study else None
+
+
+def _with_data_in(launched: Path, config: Json, is_data: bool = False) -> Json:
+    """Returns the config with the relative paths of data that is not here, but in the folder of the launch."""
+    changed = {
+        key: _with_data_in(launched, node, is_data or key == "data")
+        for key, node in config.items()
+        if isinstance(node, dict)
+    }
+    for key in DATA_PATHS if is_data else ():
+        path = config.get(key)
+        if isinstance(path, str) and not os.path.lexists(path) and os.path.lexists(launched / path):
+            changed[key] = str(launched / path)
+    return {**config, **changed}
 
 
 def with_paths_to_study(config: Config, folder: Path) -> Json:
