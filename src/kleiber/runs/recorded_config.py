@@ -82,9 +82,11 @@ def with_present_paths(config: Config, folder: Path) -> Json:
 
 
 def _launch_folder(config: Config, home: Path) -> Path | None:
-    """Returns the folder in which a run of the study in `home` was launched; None where `home` does not tell."""
-    study = Path(config.get("root", ""), config.get("name", "")).parts
-    return home.parents[len(study) - 1] if study and home.parts[-len(study) :] == study else None
+    """Returns the folder in which a run of the study in `home` was launched; None where its root does not tell."""
+    study = Path(config.get("root", ""), config.get("name", ""))
+    depth = len(study.parts)
+    is_in_its_root = depth > 0 and not study.is_absolute() and home.parts[-depth:] == study.parts
+    return home.parents[depth - 1] if is_in_its_root else None
 
 
 def _with_data_in(launched: Path, config: Json, is_data: bool = False) -> Json:
