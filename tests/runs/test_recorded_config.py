@@ -52,6 +52,7 @@ def test_a_relative_path_of_data_leads_to_the_folder_of_the_launch_unless_it_is_
     present["data"] = {"path": "gone", "validation": str(tmp_path / "work/text")}
     assert with_present_paths(config, run) == {**config, "data": present}
     assert with_present_paths({**config, "name": "other"}, run)["data"] == data
+    assert with_present_paths({**config, "root": str(tmp_path / "work/multirun")}, run)["data"] == data
     (tmp_path / "notes").mkdir()
     assert with_present_paths(config, run)["data"]["path"] == "notes"
     monkeypatch.chdir(tmp_path / "work")

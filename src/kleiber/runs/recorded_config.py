@@ -91,7 +91,7 @@ def _launch_folder(config: Config, home: Path) -> Path | None:
 
 def _with_data_in(launched: Path, config: Json, is_data: bool = False) -> Json:
     """Returns the config with the relative paths of data that is not here, but in the folder of the launch."""
-    changed = {
+    changed: Json = {
         key: _with_data_in(launched, node, is_data or key == "data")
         for key, node in config.items()
         if isinstance(node, dict)
