@@ -19,6 +19,7 @@ from kleiber.studies.laws.solve import descend, finish, polish
 from kleiber.studies.laws.table import Table
 
 UNDETERMINED = 1e-7  # directions whose singular value is below this fraction of the largest change no residual
+NO_CHANGE = 3e-8  # directions whose singular value is below this fraction of the largest have no variance
 STEP = 1e-4  # step along such a direction, in its largest coordinate
 NEGLIGIBLE = 1e-6  # a term below this fraction of every prediction is dropped
 
@@ -81,7 +82,8 @@ class Fit:
         centred = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
         condition = float(np.linalg.cond(centred.T @ centred))
         spread = self.noise if np.isfinite(self.noise) else 0.0
-        return spread**2 * np.linalg.pinv(jacobian.T @ jacobian), condition
+        inverse = np.linalg.pinv(jacobian, rcond=NO_CHANGE)  # its product keeps variances positive, as pinv(J'J) does not
+        return spread**2 * (inverse @ inverse.T), condition
 
     def undetermined(self) -> Array:
         """Returns parameters a small step from the fit, in both senses of each direction that changes no residual.
