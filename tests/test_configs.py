@@ -299,7 +299,7 @@ def outcome(folder: Path) -> list:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [pytest.param(base, marks=[pytest.mark.long] * (base == "muon")) for base in BASES])
 def test_every_leaf_has_an_effect(launch, base):
     options = [*BASES[base], "model.depth=2", "callbacks.log.every=1"]
     options += [] if base == "tree" else ["budget.steps=6"]

@@ -62,6 +62,7 @@ def test_train_generate_plot_and_evaluate(installed, work):
     assert "finished" in installed.run("kleiber", "runs", "multirun", cwd=work)
 
 
+@pytest.mark.long
 def test_a_sweep_a_report_and_a_comparison(installed, work):
     arms = "design.arms={plain: {}, wide: {model.width: 96}}"
     few = ["design.lrs=[0.005,0.01,0.02,0.04,0.08]", "design.seeds=2", "launcher.workers=2", "name=cmp"]

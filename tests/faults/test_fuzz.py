@@ -15,6 +15,7 @@ CASES = {"configs": 15, "folders": 15, "tables": 15, "hostile": 10}
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.parametrize("kind", CASES)
 def test_no_case_ends_unexplained(kind, tmp_path):

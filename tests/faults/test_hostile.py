@@ -172,6 +172,7 @@ def test_the_folder_of_a_seed_is_the_same_each_time(tmp_path, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.forks
 def test_no_folder_of_a_stranger_harms_for_20_seconds(tmp_path):
     failures = hostile_runs.run_attacks(tmp_path, range(10_000, 12_000), time.monotonic() + 20)

@@ -13,7 +13,7 @@ import torch
 from small_run import REPOSITORY
 from torch.utils.cpp_extension import include_paths
 
-pytestmark = [pytest.mark.fakegpu, pytest.mark.slow]
+pytestmark = [pytest.mark.fakegpu, pytest.mark.slow, pytest.mark.long]
 FAKE = Path(__file__).with_name("fake")
 
 NUMBERS = "training/step.py:read_numbers"

@@ -112,6 +112,7 @@ def test_tokens_are_rounded_down_to_three_digits():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_a_planned_run_is_trained_and_its_report_says_whether_the_forecast_held(tmp_path, capfd):
     words = ["logger=csv", f"root={tmp_path / 'multirun'}", "model.width=32"]

@@ -74,6 +74,7 @@ def test_a_model_goes_to_the_hub_and_back_bit_for_bit(hub, tmp_path):
     assert back == local and back[0] < losses(run)[0]
 
 
+@pytest.mark.long
 def test_the_first_command_works_from_empty_caches_and_afterwards_without_the_hub(hub, tmp_path, shared):
     texts = shared / "data/wikitext"
     files = {str(path.relative_to(texts)): path.read_bytes() for path in texts.rglob("*") if path.is_file()}

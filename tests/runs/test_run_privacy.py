@@ -78,6 +78,7 @@ def test_pairs_of_answers_are_private_samples(launch: Callable[..., Path], tmp_p
     assert math.isfinite(metrics["val/pairs/loss"])
 
 
+@pytest.mark.long
 def test_a_small_epsilon_brings_the_exposure_of_canaries_to_chance(tmp_path: Path) -> None:
     skip_without_topics("data=canaries")
     overrides = [

@@ -272,6 +272,7 @@ def test_noise_of_an_upcycled_start_is_the_same_at_every_load(launch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_chain_on_two_ranks_equals_a_chain_in_one_process(launch, chain):
     methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]
     exact = [*chain, *methods, "trainer=ddp", "trainer.precision=64"]

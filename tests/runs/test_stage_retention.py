@@ -67,6 +67,7 @@ def test_replay_trains_the_output_layers_of_the_tasks_that_it_replays(launch, tm
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_replay_beside_the_batch_on_two_ranks_equals_one_process(launch, process, tmp_path):
     """Most steps draw samples of a task on one rank alone, or on none."""

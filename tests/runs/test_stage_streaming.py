@@ -61,6 +61,7 @@ def test_streamed_text_gives_the_losses_of_prepared_text_and_a_killed_run_resume
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_read_the_batches_of_one(launch, streamed, process, tmp_path):
     options = [*streamed[:-1], "data.shuffle_buffer=2000", "trainer=ddp", "trainer.precision=64", "budget.steps=10"]
     alone = launch(*options, "trainer.devices=1", root="alone")

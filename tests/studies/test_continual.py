@@ -75,6 +75,7 @@ def test_a_part_of_the_runs_is_told_as_such(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_trains_every_method_over_a_sequence_small_and_continues(tmp_path, cache_dir, capsys):
     small = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=1024"]
     plan = ["eval.watch_tokens=1024", "batch.tokens=512", "design.seeds=1", "design.orders=1", "eval.every_steps=10"]

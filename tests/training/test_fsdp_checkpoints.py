@@ -158,6 +158,7 @@ def ranks_of_which_ends(number: int, folder: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_ends_within_its_file_leaves_the_checkpoint_before(launch, monkeypatch, capfd):
     """The same command goes on from there, and ends with the bits of the run that was not broken."""
     run = [*SHARDED, "budget.steps=8"]

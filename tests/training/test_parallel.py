@@ -113,6 +113,7 @@ def test_one_device_has_the_whole_model_and_no_other_rank():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_divided_model_gives_the_numbers_of_one_process_and_ranks_go_on_from_each_other(
     cache_dir, tmp_path, subtests
 ):

@@ -50,6 +50,7 @@ def test_intervals_cover_and_exact_laws_pass(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_rows_taken_for_independent_would_be_noticed():
     held, refused = judged(replace(SETTINGS["trunk correlation .96, one seed"], cluster=False), 25)
     assert held["alpha"] < 17 and refused > 8, (held, refused)

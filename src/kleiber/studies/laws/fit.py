@@ -21,6 +21,7 @@ from kleiber.studies.laws.table import Table
 UNDETERMINED = 1e-7  # directions whose singular value is below this fraction of the largest change no residual
 NO_CHANGE = 3e-8  # directions whose singular value is below this fraction of the largest have no variance
 STEP = 1e-4  # step along such a direction, in its largest coordinate
+CHANGED = 1e-10  # relative change of a quantity over such a step; rounding is below 1e-12, a change above 1e-8
 NEGLIGIBLE = 1e-6  # a term below this fraction of every prediction is dropped
 
 
@@ -82,7 +83,7 @@ class Fit:
         centred = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
         condition = float(np.linalg.cond(centred.T @ centred))
         spread = self.noise if np.isfinite(self.noise) else 0.0
-        inverse = np.linalg.pinv(jacobian, rcond=NO_CHANGE)  # its product keeps variances positive, as pinv(J'J) does not
+        inverse = np.linalg.pinv(jacobian, rcond=NO_CHANGE)  # whose product has no negative variance; pinv(J'J) has
         return spread**2 * (inverse @ inverse.T), condition
 
     def undetermined(self) -> Array:
@@ -114,7 +115,7 @@ class Fit:
 def depends(ends: Array) -> bool:
     """Returns whether a quantity, evaluated at the pairs of points of `Fit.undetermined`, differs within any pair."""
     ahead, behind = ends[0::2], ends[1::2]
-    return bool((np.abs(ahead - behind) > 1e-3 * STEP * np.maximum(np.abs(ahead), np.abs(behind))).any())
+    return bool((np.abs(ahead - behind) > CHANGED * np.maximum(np.abs(ahead), np.abs(behind))).any())
 
 
 def fit(

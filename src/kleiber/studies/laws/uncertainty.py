@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import fdtri, ndtri, stdtrit
 
 from kleiber.records.progress import activity
-from kleiber.studies.laws.fit import Fit
+from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Linear, Shape
 from kleiber.studies.laws.problem import convert, from_space
 from kleiber.studies.laws.solve import descend, finish
@@ -201,7 +201,8 @@ def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | No
     down to 1/1000 of a linear parameter or beyond the search range of a shape.
 
     half_widths  half-widths of intervals by another method, in solver coordinates; the threshold of a parameter is then
-                 the height at this distance of the profile of a linear law
+                 the height at this distance of the profile of a linear law. Parameters that the rows do not determine
+                 keep that of F, since their profile has no height.
     """
     problem = fit.problem
     spare = problem.num_rows - problem.num_params
@@ -213,10 +214,10 @@ def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | No
     if problem.loss_fn == "lad":
         power = 2.0
     usual = float(fdtri(1, spare, level))
-    by_name = {}
+    by_name, undetermined = {}, fit.undetermined()[:, problem.active]
     with activity("profile likelihoods", len(fit.kept), "parameters") as work:
         for j, name in enumerate(work.track(fit.kept)):
-            width = (half_widths or {}).get(name)
+            width = None if depends(undetermined[:, j]) else (half_widths or {}).get(name)
             threshold = usual if width is None else width**2 / max(spread[j, j], 1e-300)
             by_name[name] = _profile(fit, j, name, spread, spare, power, threshold)
     return by_name
