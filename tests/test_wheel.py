@@ -50,6 +50,7 @@ def test_what_runs_is_the_wheel(installed, work):
     assert not [*work.iterdir()], "asking for help writes nothing"
 
 
+@pytest.mark.long
 def test_train_generate_plot_and_evaluate(installed, work):
     installed.run("kleiber", "train", *SMOKE, "model=moe", cwd=work)
     (folder,) = work.glob("multirun/runs/*")

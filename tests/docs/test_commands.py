@@ -25,7 +25,7 @@ WRITTEN = [*sorted(DOCS.rglob("*.md")), *sorted((REPOSITORY / "src/kleiber_topic
 PAGES = [path for path in WRITTEN if ".template" not in path.name and BLOCK.search(path.read_text(encoding="utf-8"))]
 FIRST = ("index.md", "exit_codes.md", "tutorials/first_run.md", "guides/resume.md", "guides/troubleshooting.md")
 SHORT = (
-    "docs/guides/stages.md", "docs/guides/wandb_sweep.md", "docs/tutorials/reinforcement_learning.md",
+    "docs/guides/wandb_sweep.md", "docs/tutorials/reinforcement_learning.md",
     "docs/tutorials/translation.md", "src/kleiber_topics/calibration/README.md",
     "src/kleiber_topics/recall/README.md", "src/kleiber_topics/rewards/README.md",
 )  # fmt: skip

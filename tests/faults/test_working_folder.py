@@ -70,6 +70,7 @@ def test_no_process_of_a_command_imports_one(door, hostile, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_no_process_of_a_command_on_runs_imports_one(hostile, tmp_path, launch):
     runs = [launch(*SHAPE, f"seed={seed}") for seed in (1, 2)]

@@ -60,6 +60,7 @@ def test_failed_cells_are_retried_until_stop_after(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_a_run_on_two_ranks_has_the_losses_of_one_process(tmp_path):
     losses = []

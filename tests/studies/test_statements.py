@@ -62,17 +62,19 @@ def result(values, turned=False, looks=1, limits=None, unit="nats", open_ends=(F
         ([-0.2, -0.21], {}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
         ([0.2, 0.21], {}, "contradicted", "loss is higher (not lower) with arm b than with arm a, by 0.205 ["),
         ([0.2, 0.21], {"direction": "not_higher"}, "contradicted",
-         "loss is higher with arm b than with arm a, contrary to the claim, by "),
-        ([-0.2, -0.21], {"direction": "not_higher"}, "supported", "loss is lower with arm b than with arm a, by 0.205"),
-        ([-0.2, -0.21], {"margin": 0.1}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
+         "loss is higher with arm b than with arm a, by 0.205 [0.173, 0.237] nats (claimed: not higher)"),
+        ([-0.2, -0.21], {"direction": "not_higher"}, "supported",
+         "loss is lower with arm b than with arm a, by 0.205 [0.173, 0.237] nats (claimed: not higher)"),
+        ([-0.2, -0.21], {"margin": 0.1}, "supported",
+         "loss is lower with arm b than with arm a, by 0.205 [0.173, 0.237] nats (claimed: more than 0.1 nats lower)"),
         ([0.01, -0.01], {"margin": 0.2}, "contradicted",
-         "loss is at most 0.2 nats lower with arm b than with arm a, though more was claimed: 0 nats, "),
+         "loss is at most 0.2 nats lower with arm b than with arm a (claimed: more than 0.2 nats lower): 0 nats, "),
         ([0.5, 0.51], {"margin": 0.2}, "contradicted",
          "loss is higher (not lower) with arm b than with arm a, by 0.505 ["),
         ([0.5, 0.51], {"direction": "not_higher", "margin": 0.2}, "contradicted",
-         "loss is higher by more than 0.2 nats with arm b than with arm a, contrary to the claim: 0.505 nats higher, "),
+         "loss is higher with arm b than with arm a, by 0.505 [0.473, 0.537] nats (claimed: at most 0.2 nats higher)"),
         ([-0.5, -0.51], {"direction": "within", "margin": 0.2}, "contradicted",
-         "loss is lower by more than 0.2 nats with arm b than with arm a, contrary to the claim: 0.505 nats lower, "),
+         "loss is lower with arm b than with arm a, by 0.505 [0.473, 0.537] nats (claimed: a difference of at most "),
         ([0.001, 0.0], {"direction": "within", "margin": 0.2}, "supported",
          "loss with arm b differs by at most 0.2 nats"),
         ([0.1, -0.2], {}, "undecided",
@@ -124,7 +126,7 @@ def test_a_text_that_is_contradicted_is_turned_or_negated(text, claim, contrary)
     (found,) = decide_together([Question(claim=claim, text=text, values=values, unit="nats")], 0.9)
     is_level = claim.against is None or claim.direction.startswith("not_") or "it does not hold" in contrary
     joint = ": " if is_level else ", by "
-    joint = f"{', contrary to the claim' * (claim.direction == 'not_higher')}{joint}"
+    joint = f"{' (claimed: at most 0.1 nats higher)' * (claim.direction == 'not_higher')}{joint}"
     assert found.decision == "contradicted" and verdict(found).startswith(f"{contrary}{joint}")
 
 

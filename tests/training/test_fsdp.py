@@ -39,7 +39,7 @@ def done(run: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("model", ["gpt", "moe"])
+@pytest.mark.parametrize("model", ["gpt", pytest.param("moe", marks=pytest.mark.long)])
 def test_sharded_ranks_give_the_numbers_of_ddp(process, tmp_path, model):
     """Losses, norms of gradients, scores and weights, over micro-batches and in fp64."""
     for trainer in ("ddp", "fsdp"):
@@ -178,6 +178,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.process
 def test_each_rank_holds_its_share_alone(cache_dir, tmp_path):
     (tmp_path / "look.py").write_text(LOOK)

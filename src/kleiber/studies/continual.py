@@ -32,7 +32,7 @@ from kleiber.studies.sequence_metrics import (
     sequence_rows,
     tasks_in_order,
 )
-from kleiber.studies.statements import answer_text, statement, verdict
+from kleiber.studies.statements import answer_text, sentence, statement
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Config, Json
 
@@ -349,15 +349,15 @@ def headline(record: Json) -> str:
         ends = f"{where}: {label(name)} ends at {sign_of(part) * means[name]:.3f} {unit}"
         side = {"method": name, "start": start}
         answer = next(
-            (verdict(result) for result in record["claims"]
+            (sentence(result) for result in record["claims"]
              if result.claim.measure == "ACC" and result.claim.of == side), None,
         )  # fmt: skip
         if PLAIN not in means or answer is None:
             why = "no comparison" if len(means) == 1 else "on no order and seed in common with plain fine-tuning"
-            sentences.append(f"{ends}, {why}")
+            sentences.append(f"{ends}, {why}.")
         else:
-            sentences.append(f"{ends} and plain fine-tuning at {sign_of(part) * means[PLAIN]:.3f}; {answer}")
-    return ". ".join(sentences) + "."
+            sentences.append(f"{ends} and plain fine-tuning at {sign_of(part) * means[PLAIN]:.3f}. {answer}")
+    return " ".join(sentences)
 
 
 BESIDE = " Of tasks with a head of their own it is not part of the batch but comes on top, and costs as much more."

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from kleiber.config.labels import data_label
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import RATE, TARGET, Claim, Question, Result, decide_together, read_claims
 from kleiber.studies.compare import contrast
@@ -106,7 +107,7 @@ class Forgetting(EqualTargetStudy):
             "Settings": settings_table(record),
         }
         return Findings(
-            question="Which method forgets least at equal loss on the new text?",
+            question=f"Which method forgets least at equal loss on {new_text(record)}?",
             answer=headline(record),
             claims=record["results"],
             caveats=record["complaints"],
@@ -254,6 +255,11 @@ def in_order(rows: Rows, reference: str) -> list[str]:
         return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", arm)]
 
     return sorted(set(rows["method"]), key=lambda arm: (arm != reference, key(arm)))
+
+
+def new_text(record: Json) -> str:
+    """Returns what people call the text that arms were fine-tuned on."""
+    return " and ".join(record["texts"].get(task) or data_label(task) for task in record["new"]) or "the new text"
 
 
 def headline(record: Json) -> str:

@@ -180,11 +180,12 @@ def drift_text(row: Row, axis: Axis = "width") -> str:
     """The drift of a parametrization and what it costs, as a sentence without a period."""
     sizes = row[f"{axis}s"]
     small, large, num = sizes[0], sizes[-1], len(sizes)
-    moves = Estimate(row["per_doubling"], row["lo"], row["hi"], num, f"doublings per doubling of the {axis}")
+    factor = Estimate(2 ** row["per_doubling"], 2 ** row["lo"], 2 ** row["hi"], num, "")
     cost = Estimate(row["cost"], row["cost_lo"], row["cost_hi"], num, "nats per token")
     return (
-        f"{label_of(row['parametrization'])}: from {axis} {small} to {large} the best rate moves by "
-        f"{moves.text('+.2f')}; training {axis} {large} at the best rate of {axis} {small} costs {cost.text('.4f')}"
+        f"With {label_of(row['parametrization'])} the best learning rate is multiplied by {factor.text('.2f').strip()} "
+        f"for each doubling of the {axis} from {small} to {large}; at the best rate of {axis} {small}, the loss of "
+        f"{axis} {large} is {cost.text('.4f')} above that at its own best rate"
     )
 
 

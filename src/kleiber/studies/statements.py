@@ -73,9 +73,9 @@ def holds_instead(claim: Claim, estimate: Estimate) -> Claim:
     """Returns what the interval of an estimate shows in place of a claim that it contradicts."""
     lo, hi = estimate.lo or 0.0, estimate.hi or 0.0
     if claim.direction == "within":
-        return replace(claim, direction="higher" if lo > 0 else "lower")
+        return replace(claim, direction="higher" if lo > 0 else "lower", margin=0.0)
     if claim.direction.startswith("not_"):
-        return replace(claim, direction=claim.direction.removeprefix("not_"))
+        return replace(claim, direction=claim.direction.removeprefix("not_"), margin=0.0)
     opposite = CONTRARY[claim.direction]
     if (lo > 0) if opposite == "higher" else (hi < 0):
         return replace(claim, direction=opposite, margin=0.0)
@@ -89,6 +89,19 @@ def strongest(claim: Claim, estimate: Estimate) -> Claim:
     side = "higher" if estimate.lo > 0 else "lower" if estimate.hi < 0 else ""
     agrees = side in (claim.direction, CONTRARY.get(claim.direction.removeprefix("not_")))
     return replace(claim, direction=side, margin=0.0) if agrees else claim
+
+
+def claimed(claim: Claim, unit: str) -> str:
+    """Returns in parentheses what a claim says, for a verdict that states what was found instead."""
+    amount = f"{claim.margin:g} {unit.removeprefix('share ')}".strip()
+    negation, _, side = claim.direction.rpartition("_")
+    if claim.direction == "within":
+        what = f"a difference of at most {amount}"
+    elif negation:
+        what = f"at most {amount} {side}" if claim.margin else f"not {side}"
+    else:
+        what = f"more than {amount} {side}"
+    return f" (claimed: {what})"
 
 
 def contrasted(claim: Claim, text: str) -> str:
@@ -157,24 +170,22 @@ def verdict(result: Result) -> str:
         if result.decision == Decision.NOT_TESTED:
             return f"{text}, since {result.why}{f'; measured: {number}' if number else ''}"
         return f"{text}: {number}" if number else text
-    supported, contrary = result.decision == Decision.SUPPORTED, ", contrary to the claim"
+    supported = result.decision == Decision.SUPPORTED
     if wording is None:
-        text = question.text if supported else denial(claim, question.text)
-        contrary *= not supported and "(not " not in text and DENIED not in text
+        text, held = question.text if supported else denial(claim, question.text), claim
         is_told = claim.against is not None and comparative(claim, question.text) is not None
+        is_claim = supported or DENIED in text
     else:
         held = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
-        text = wording(held)
+        text, is_claim = wording(held), held == claim
         text = contrasted(claim, text) if held.direction == CONTRARY.get(claim.direction) else text
-        falls_short = held.margin and held.direction == f"not_{claim.direction}"
-        contrary = ", though more was claimed" if falls_short else contrary
-        contrary *= not supported and "(not " not in text
-        claim, is_told = held, held.direction in CONTRARY and not (held.margin or held.less)
+        is_told = held.direction in CONTRARY and not (held.margin or held.less)
+    said = "" if is_claim or "(not " in text else claimed(claim, estimate.unit)
     if not is_told or any(question.open_ends):
-        return f"{text}{contrary}: {measured(claim, estimate, question)}"
+        return f"{text}{said}: {measured(held, estimate, question)}"
     size = estimate if estimate.value > 0 else estimate.negated()
     unit = estimate.unit.removeprefix("share ")
-    return f"{text}{contrary}, by {' '.join(replace(size, unit=unit).text('.3g').split())}"
+    return f"{text}, by {' '.join(replace(size, unit=unit).text('.3g').split())}{said}"
 
 
 def measured(claim: Claim, estimate: Estimate, question: Question) -> str:
@@ -194,7 +205,7 @@ def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
     why  which side is a bound
     """
     if all(open_ends):
-        return f"not known, since {why}; the first bound is {in_words(estimate)}"
+        return f"not known, since {why}; the bound named first is {in_words(estimate)} than the other"
     below, _ = open_ends
     at_least = below if estimate.value < 0 else not below
     end = estimate.hi if below else estimate.lo

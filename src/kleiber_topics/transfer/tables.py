@@ -68,16 +68,16 @@ def harm(table: Sequence[Row], level: float) -> str:
     if not table:
         return ""
     cells, helps, hurts = (sum(row[name] for row in table) for name in ("cells", "helps", "hurts"))
-    where = ", ".join(
-        f"{row['hurts']} of {row['cells']} from {row['domain']} with {row['share']:.0%} of the labels"
+    where = " and ".join(
+        f"in {row['hurts']} of the {row['cells']} from {row['domain']} with {row['share']:.0%} of the labels"
         for row in table
         if row["hurts"]
     )
     chance = cells * (1 - level) / 2
     return (
         f" Pre-training helps in {helps} and hurts in {hurts} of {cells} comparisons (of a task, model, text and share "
-        f"of the labels){f': {where}' if where else ''}. Without any effect, {chance:.1f} of each are expected by "
-        "chance."
+        f"of the labels){f'; it hurts {where}' if where else ''}. Without any effect, {chance:.1f} of each are "
+        "expected by chance."
     )
 
 

@@ -327,8 +327,8 @@ def headline(gaps: Sequence[Row], level: float) -> str:
     least, most = (f"{row['value']:.3g} ({named(row['kind'], row['start'])})" for row in (low, high))
     clear = sum(row["lo"] is not None and row["lo"] * row["hi"] > 0 for row in chosen)
     return (
-        f"Pre-training changes the mean score of {tasks} tasks by {least} to {most}; {clear} of {len(chosen)} "
-        f"intervals at {level:.0%} exclude 0."
+        f"Pre-training changes the mean score of {tasks} tasks by between {least} and {most}; of the "
+        f"{len(chosen)} intervals at {level:.0%}, {clear or 'none'} exclude{'s' * (clear < 2)} 0."
     )
 
 

@@ -57,7 +57,7 @@ def test_where_pretraining_hurts_is_counted(tmp_path):
     assert (rows["docs"]["helps"], rows["docs"]["hurts"]) == (1, 0)
     assert (rows["code"]["helps"], rows["code"]["hurts"], rows["code"]["hurts on"]) == (0, 1, "toy (mlm, code/1M)")
     assert (rows["web"]["helps"], rows["web"]["undecided"], rows["web"]["hurts"]) == (0, 1, 0)
-    text = "labels): 1 of 1 from code with 100% of the labels"
+    text = "labels); it hurts in 1 of the 1 from code with 100% of the labels"
     assert (
         text in findings.answer
         and "hurts in 1 of 3 comparisons" in findings.answer

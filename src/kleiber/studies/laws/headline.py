@@ -53,7 +53,8 @@ def naive_text(test: Row) -> str:
     where = test.get("name") or f"rows above {test['along']} = {test['cut']:.2g}"
     naive = best_naive(test)
     return (
-        f"on the {where} a naive forecast is better than the law: its error is {naive:.2%}, against {test['mare']:.2%}"
+        f"on the {where} a naive forecast is better than the law: its error is {naive:.2%}, that of the "
+        f"law {test['mare']:.2%}"
     )
 
 
@@ -101,7 +102,7 @@ def within_budgets(exponent: str, law: Row) -> str:
     if reason := refusal(law):
         return (
             f"The runs do not support extrapolating the exponent, since the law fitted to the same points is refused: "
-            f"{reason}. For {low:.2g} to {high:.2g} FLOPs: {exponent[0].lower()}{exponent[1:]}."
+            f"{reason}. Between {low:.2g} and {high:.2g} FLOPs: {exponent[0].lower()}{exponent[1:]}."
         )
     failed = [f"{text[0].upper()}{text[1:]}." for text in failures(law)]
-    return " ".join([f"{exponent}, for {low:.2g} to {high:.2g} FLOPs.", *failed])
+    return " ".join([f"{exponent}, between {low:.2g} and {high:.2g} FLOPs.", *failed])
