@@ -35,7 +35,7 @@ def test_methods_are_compared_within_order_and_seed(study):  # noqa: F811
     }
     assert {result.claim.equal for result in record["claims"]} == {"learning_rate"}
     findings = Continual().analyze(read_runs(study))
-    assert "3 tasks in 2 orders with 2 seeds: EWC ends at" in findings.answer and "supported" in findings.answer
+    assert "3 tasks in 2 orders with 2 seeds: EWC ends at a mean " in findings.answer and "supported" in findings.answer
 
 
 def test_each_method_stands_at_its_best_setting(tmp_path):
@@ -62,7 +62,7 @@ def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
 def test_a_part_of_the_runs_is_told_as_such(tmp_path):
     write_sequence(tmp_path / "s", again=False)
     findings = Continual().analyze(read_runs(tmp_path / "s"))
-    assert "plain fine-tuning ends at 1.633 nats, no comparison" in findings.answer
+    assert "plain fine-tuning ends at a mean loss of 1.633 nats, no comparison" in findings.answer
     assert {caveat["code"] for caveat in findings.caveats} == {"untuned", "alone", "regained", "unbalanced"}
     write_sequence(tmp_path / "s", "ewc", kept=0.5)
     findings = Continual().analyze(read_runs(tmp_path / "s"))

@@ -148,22 +148,22 @@ def test_the_interval_of_a_level_ends_at_the_ends_of_its_scale():
         (
             [-0.2, -0.21],
             (True, False),
-            ": at least 0.205 nats lower (0.173 with the interval); ",
+            ": at least 0.205 nats lower (limit of the interval: 0.173); ",
         ),
         (
             [-0.2, -0.21],
             (False, True),
-            ": at most 0.205 nats lower (0.237 with the interval), and possibly higher; ",
+            ": at most 0.205 nats lower (limit of the interval: 0.237), and possibly higher; ",
         ),
         (
             [0.2, 0.21],
             (False, True),
-            ": at least 0.205 nats higher (0.173 with the interval); ",
+            ": at least 0.205 nats higher (limit of the interval: 0.173); ",
         ),
         (
             [0.2, -0.1],
             (True, False),
-            ": at most 0.05 nats higher (0.997 with the interval), and possibly lower; ",
+            ": at most 0.05 nats higher (limit of the interval: 0.997), and possibly lower; ",
         ),
         ([0.2, 0.21], (True, True), ": not known, since "),
     ],
@@ -198,8 +198,8 @@ def test_an_answer_states_what_is_supported_and_contradicted_and_ends_with_count
     text = answer_text("", results, 0.9)
     order = [text.index(part) for part in ("by 0.205", "by 0.305", "Contradicted: loss is higher")]
     assert order == sorted(order) and "Undecided" not in text
-    assert text.endswith("Claims: 2 supported, 1 contradicted, 1 undecided, 1 not tested, with 90% intervals that hold "
-                         "together.")  # fmt: skip
+    counts = "Claims: 2 supported, 1 contradicted, 1 undecided, 1 not tested, with simultaneous 90% intervals."
+    assert text.endswith(counts)
     told = answer_text("So it is.", results, 0.9)
     assert told.startswith("So it is. Contradicted: ") and "Supported" not in told
     assert answer_text("", results[1:2], 0.9).startswith("Undecided: whether ") and answer_text("", [], 0.9)

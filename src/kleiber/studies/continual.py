@@ -346,7 +346,8 @@ def headline(record: Json) -> str:
         counts = f"{orders} order{'s' * (orders > 1)} with {seeds} seed{'s' * (seeds > 1)}"
         where, unit = f"From {start}, {tasks} tasks in {counts}", unit_of("ACC", part)
         name = next((name for name in means.index if name != PLAIN), means.index[0])
-        ends = f"{where}: {label(name)} ends at {sign_of(part) * means[name]:.3f} {unit}"
+        what = "score" if sign_of(part) > 0 else "loss"
+        ends = f"{where}: {label(name)} ends at a mean {what} of {sign_of(part) * means[name]:.3f} {unit}".rstrip()
         side = {"method": name, "start": start}
         answer = next(
             (sentence(result) for result in record["claims"]

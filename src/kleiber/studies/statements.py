@@ -200,7 +200,7 @@ def measured(claim: Claim, estimate: Estimate, question: Question) -> str:
 
 
 def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
-    """Returns a difference of which one end is open, as `at least 0.25 nats lower (0.2 with the interval)`.
+    """Returns a difference of which one end is open, as `at least 0.25 nats lower (limit of the interval: 0.2)`.
 
     why  which side is a bound
     """
@@ -212,10 +212,10 @@ def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
     side, other = ("lower", "higher") if estimate.value < 0 else ("higher", "lower")
     size = " ".join(f"{abs(estimate.value):.3g} {estimate.unit}".split())
     if not at_least:
-        limit = "" if end is None else f" ({abs(end):.3g} with the interval)"
+        limit = "" if end is None else f" (limit of the interval: {abs(end):.3g})"
         return f"at most {size} {side}{limit}, and possibly {other}; {why}"
     beyond = f" {other}" if end is not None and end * estimate.value < 0 else ""
-    limit = "" if end is None else f" ({abs(end):.3g}{beyond} with the interval)"
+    limit = "" if end is None else f" (limit of the interval: {abs(end):.3g}{beyond})"
     return f"at least {size} {side}{limit}; {why}"
 
 
@@ -346,7 +346,7 @@ def counts_text(results: Sequence[Result], level: float) -> str:
     parts = [f"{counts[decision]} {decision}" for decision in ORDER if counts[decision]]
     if not any(result.estimate is not None and result.estimate.lo is not None for result in results):
         return f"Claims: {', '.join(parts)}."
-    intervals = f"{level:.0%} intervals that hold together" if len(results) > 1 else f"a {level:.0%} interval"
+    intervals = f"simultaneous {level:.0%} intervals" if len(results) > 1 else f"a {level:.0%} interval"
     return f"Claims: {', '.join(parts)}, with {intervals}."
 
 

@@ -76,8 +76,8 @@ def harm(table: Sequence[Row], level: float) -> str:
     chance = cells * (1 - level) / 2
     return (
         f" Pre-training helps in {helps} and hurts in {hurts} of {cells} comparisons (of a task, model, text and share "
-        f"of the labels){f'; it hurts {where}' if where else ''}. Without any effect, {chance:.1f} of each are "
-        "expected by chance."
+        f"of the labels){f'; it hurts {where}' if where else ''}. Without any effect, {chance:.1f} of the "
+        f"{cells} would help and as many would hurt by chance."
     )
 
 

@@ -324,7 +324,7 @@ def headline(gaps: Sequence[Row], level: float) -> str:
     if len(chosen) <= MOST_GAINS:
         return f"Pre-training changes {'; '.join(texts)}, with {level:.0%} intervals."
     low, high = (pick(chosen, key=lambda row: row["value"]) for pick in (min, max))
-    least, most = (f"{row['value']:.3g} ({named(row['kind'], row['start'])})" for row in (low, high))
+    least, most = (f"{row['value']:+.3g} ({named(row['kind'], row['start'])})" for row in (low, high))
     clear = sum(row["lo"] is not None and row["lo"] * row["hi"] > 0 for row in chosen)
     return (
         f"Pre-training changes the mean score of {tasks} tasks by between {least} and {most}; of the "

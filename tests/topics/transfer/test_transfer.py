@@ -61,7 +61,7 @@ def test_where_pretraining_hurts_is_counted(tmp_path):
     assert (
         text in findings.answer
         and "hurts in 1 of 3 comparisons" in findings.answer
-        and "effect, 0.1 of each" in findings.answer
+        and "effect, 0.1 of the 3 would help" in findings.answer
     )
     assert list(findings.figures) == ["domains", "gaps"], "three domains, one size and one share"
     drawn = json.dumps(findings.figures["domains"]().to_dict())

@@ -133,8 +133,8 @@ def multiplier_sentence(row: Row, measure: Score) -> str:
     """The multiplier with its interval as a sentence."""
     tuned = "" if row["tuned"] else ", but not all of these arms are tuned"
     times = replace(from_row(row), unit="times").text(".2f")
-    size = f"{times} the active parameters of {label(str(row['arm']))} (without embeddings)"
-    return f"A plain model needs {size} to reach its {measure.label}{tuned}."
+    reach = f"To reach the {measure.label} of {label(str(row['arm']))}, a dense model"
+    return f"{reach} needs {times} its active parameters (embeddings not counted){tuned}."
 
 
 def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | None:

@@ -75,13 +75,15 @@ def extrapolation(law: Row) -> str:
         return f"{fits}; no backtest was possible"
     test = max(law["backtests"], key=lambda test: test["cut"])
     naive = min(test["naive"].values())
-    many = f"the {test['n_test']} larger points" if test["n_test"] > 1 else "the largest point"
     unit = {"C": "FLOPs", "N": "parameters"}[test["along"]]
     times = law["domain"][test["along"]][1] / test["cut"]
+    fitted = f"fitted below {test['cut']:.2g} {unit}, the law predicts"
+    off = f"{abs(test['bias']):.2%} too {'high' if test['bias'] > 0 else 'low'}"
+    if test["n_test"] == 1:
+        return f"{fitted} the largest point, {times:.2g} times this cut, {off} (best naive predictor: {naive:.2%} off)"
     return (
-        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, up to {times:.2g} times this cut, with a "
-        f"mean error of {test['mare']:.2%} (best naive predictor {naive:.2%}), on average {abs(test['bias']):.2%} too "
-        f"{'high' if test['bias'] > 0 else 'low'}"
+        f"{fitted} the {test['n_test']} larger points, up to {times:.2g} times this cut, with a mean error of "
+        f"{test['mare']:.2%} (best naive predictor {naive:.2%}), on average {off}"
     )
 
 
