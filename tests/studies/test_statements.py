@@ -148,22 +148,22 @@ def test_the_interval_of_a_level_ends_at_the_ends_of_its_scale():
         (
             [-0.2, -0.21],
             (True, False),
-            ": at least 0.205 nats lower (limit of the interval: 0.173); ",
+            ": at least 0.205 nats lower (with noise at least 0.173); ",
         ),
         (
             [-0.2, -0.21],
             (False, True),
-            ": at most 0.205 nats lower (limit of the interval: 0.237), and possibly higher; ",
+            ": at most 0.205 nats lower (with noise at most 0.237), and possibly higher; ",
         ),
         (
             [0.2, 0.21],
             (False, True),
-            ": at least 0.205 nats higher (limit of the interval: 0.173); ",
+            ": at least 0.205 nats higher (with noise at least 0.173); ",
         ),
         (
             [0.2, -0.1],
             (True, False),
-            ": at most 0.05 nats higher (limit of the interval: 0.997), and possibly lower; ",
+            ": at most 0.05 nats higher (with noise at most 0.997), and possibly lower; ",
         ),
         ([0.2, 0.21], (True, True), ": not known, since "),
     ],

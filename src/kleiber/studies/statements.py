@@ -200,7 +200,7 @@ def measured(claim: Claim, estimate: Estimate, question: Question) -> str:
 
 
 def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
-    """Returns a difference of which one end is open, as `at least 0.25 nats lower (limit of the interval: 0.2)`.
+    """Returns a difference of which one end is open, as `at least 0.25 nats lower (with noise at least 0.2)`.
 
     why  which side is a bound
     """
@@ -212,10 +212,10 @@ def bounded(estimate: Estimate, open_ends: tuple[bool, bool], why: str) -> str:
     side, other = ("lower", "higher") if estimate.value < 0 else ("higher", "lower")
     size = " ".join(f"{abs(estimate.value):.3g} {estimate.unit}".split())
     if not at_least:
-        limit = "" if end is None else f" (limit of the interval: {abs(end):.3g})"
+        limit = "" if end is None else f" (with noise at most {abs(end):.3g})"
         return f"at most {size} {side}{limit}, and possibly {other}; {why}"
     beyond = f" {other}" if end is not None and end * estimate.value < 0 else ""
-    limit = "" if end is None else f" (limit of the interval: {abs(end):.3g}{beyond})"
+    limit = "" if end is None else f" (with noise {'up to' if beyond else 'at least'} {abs(end):.3g}{beyond})"
     return f"at least {size} {side}{limit}; {why}"
 
 

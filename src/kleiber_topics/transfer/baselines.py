@@ -203,15 +203,18 @@ def tasks_of(runs: Sequence[Run]) -> Iterator[tuple[str, str, Mapping[str, float
 
 
 def means_text(rows: Sequence[Row]) -> str:
-    """Returns in how many comparisons of mean scores an interval excludes 0, as a sentence; "" without any."""
+    """Returns which models have the higher mean score, as a sentence; "" without any comparison."""
+    decided = []
+    for row in rows:
+        if row["lo"] is not None and row["lo"] * row["hi"] > 0:
+            better, worse = (row["kind"], row["against"])[:: 1 if row["lo"] > 0 else -1]
+            decided.append(f"with {readable(better)} than with {readable(worse)}")
     if not rows:
         return ""
-    ends = [(row["lo"], row["hi"]) for row in rows if row["lo"] is not None]
-    higher, lower = sum(lo > 0 for lo, _ in ends), sum(hi < 0 for _, hi in ends)
+    higher = f"it is higher {' and '.join(decided)}; " if decided else ""
     return (
-        f"{len(rows)} pairs of models were compared by their mean score after fine-tuning on {rows[0]['tasks']} tasks: "
-        f"that of the first model is higher in {higher}, lower in {lower} and undecided in "
-        f"{len(rows) - higher - lower}."
+        f"The mean score after fine-tuning on {rows[0]['tasks']} tasks was compared in {len(rows)} pairs of models: "
+        f"{higher}{len(rows) - len(decided)} are undecided."
     )
 
 

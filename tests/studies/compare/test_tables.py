@@ -115,7 +115,7 @@ def test_the_multiplier_of_a_score_is_the_planted_one_and_needs_one_that_rises()
     rows, warnings = multiplier_table("moe", ["s", "l"], scores(1), 0.9)
     assert rows[0]["value"] == pytest.approx(1.0) and warnings == []
     measure = Score(1.0, label="accuracy on x")
-    assert "To reach the accuracy on x of mixture of experts, a dense model needs" in multiplier_sentence(rows[0], measure)
+    assert "the accuracy on x of mixture of experts, a dense model needs" in multiplier_sentence(rows[0], measure)
     rows, warnings = multiplier_table("moe", ["s", "l"], scores(-1), 0.9)
     assert rows == [] and "val/x/accuracy does not rise" in warnings[0]["text"]
 

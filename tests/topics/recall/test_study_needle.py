@@ -51,7 +51,7 @@ def test_claims_are_those_of_the_comparison_and_the_answer_begins_with_the_recal
         write(tmp_path, arm)
     findings = declared("needle", claims=[CLAIM]).analyze(read_runs(tmp_path))
     assert overall(findings.claims) == "supported" and findings.claims[0].claim.of == {"arm": "full"}
-    assert "full attention 100% [" in findings.answer and "among 16 keys" in findings.answer
+    assert "among 16 keys in 100% [" in findings.answer and "among 16 keys" in findings.answer
 
 
 @pytest.mark.slow

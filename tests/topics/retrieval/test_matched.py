@@ -43,7 +43,7 @@ def test_tables_have_every_arm_way_and_size(runs):
     old = row(findings, LOSSES, arm="plain fine-tuning", retrieval="nearest neighbors", measure=OLD)
     assert old["value"] == pytest.approx(2.3 + 0.05 / 3) and len(rows(findings, LOSSES, measure=OLD)) == 9
     store = rows(findings, LOSSES, measure="datastore")
-    assert {each["value"] for each in store} == {2e6} and "the model alone" not in {e["retrieval"] for e in store}
+    assert {each["value"] for each in store} == {2e6} and "the model without retrieval" not in {e["retrieval"] for e in store}
     changes = rows(findings, SIZES, arm="replay of 20%", retrieval="nearest neighbors")
     assert [each["value"] for each in changes] == pytest.approx([-0.05, -0.1]) and len(findings.tables[SIZES]) == 12
 
@@ -80,7 +80,7 @@ def test_figures_show_arms_ways_runs_and_weights(runs):
     charts = draw_all(declared("retrieval").analyze(runs))
     assert list(charts) == ["tradeoff", "sizes"]
     data = [each for values in charts["tradeoff"]["datasets"].values() for each in values]
-    assert {each["form"] for each in data if "form" in each} == {"the model alone", "nearest neighbors"}
+    assert {each["form"] for each in data if "form" in each} == {"the model without retrieval", "nearest neighbors"}
     assert sorted(each["weight"] for each in data if "weight" in each and "end" not in each) == [0.0, 0.2, 0.5]
     assert sorted(each["weight"] for each in data if "end" in each) == [0.0, 0.5], "both ends of the path are named"
 

@@ -53,8 +53,8 @@ def naive_text(test: Row) -> str:
     where = test.get("name") or f"rows above {test['along']} = {test['cut']:.2g}"
     naive = best_naive(test)
     return (
-        f"on the {where} a naive forecast is better than the law: its error is {naive:.2%}, that of the "
-        f"law {test['mare']:.2%}"
+        f"tested on the {where} alone, a naive forecast is better than the law: its error is {naive:.2%}, that of "
+        f"the law {test['mare']:.2%}"
     )
 
 

@@ -156,8 +156,8 @@ def backtest_verdicts(tests: Sequence[Backtest], level: float = 0.9, why: str = 
     out, best = [], min(naive, key=lambda n: naive[n])
     if error >= naive[best]:
         text = (
-            f"the law does not extrapolate better than a naive predictor: its backtest error is {error:.2%}, that of "
-            f"the {NAIVE_LABELS[best]} is {naive[best]:.2%}"
+            "the law does not extrapolate better than a naive predictor: the law's backtest error is "
+            f"{error:.2%}, that of the {NAIVE_LABELS[best]} is {naive[best]:.2%}"
         )
         out.append(Verdict("no_law", "refuse", text))
     largest = max(tests, key=lambda test: test.cut)
